@@ -1,0 +1,22 @@
+"""The model's pieces: posterior, priors, decoders, likelihoods, and the VAE that holds them."""
+
+from trifold.core.decoder import Decoder
+from trifold.core.likelihood import Bernoulli, Gaussian, Likelihood, NegativeBinomial, Poisson, ZeroInflated
+from trifold.core.posterior import Posterior
+from trifold.core.prior import ConditionalGaussian, Prior, StandardNormal
+from trifold.core.vae import VAE
+
+__all__ = [
+    "VAE",
+    "Bernoulli",
+    "ConditionalGaussian",
+    "Decoder",
+    "Gaussian",
+    "Likelihood",
+    "NegativeBinomial",
+    "Poisson",
+    "Posterior",
+    "Prior",
+    "StandardNormal",
+    "ZeroInflated",
+]

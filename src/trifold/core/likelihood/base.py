@@ -1,0 +1,55 @@
+"""What a likelihood offers: four views of p(x | z, c) that agree, and a transport between two of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from trifold.records import Batch
+from trifold.spec import Component
+
+
+class Likelihood(Component, nn.Module, ABC):
+    """p(x | features): owns the last linear layer, from h features to g genes.
+
+    The batch gives the library size and the covariates; only ``log_prob`` and ``transport`` look at its rows.
+
+    Attributes:
+        kind: ``"counts"``, ``"real"`` or ``"binary"``: the values that it is for.
+    """
+
+    kind: str = "real"
+
+    @abstractmethod
+    def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
+        """[n] log p(x | h) in nats, summed over genes: exact, aware of sparse rows. h: [n, h]."""
+
+    @abstractmethod
+    def distribution(self, h: Tensor, batch: Batch) -> Distribution:
+        """p(x | h) per cell and gene, of batch shape [n, g]."""
+
+    def mean(self, h: Tensor, batch: Batch) -> Tensor:
+        """[n, g] expected value of x, in the units of x."""
+        return self.distribution(h, batch).mean
+
+    def sample(self, h: Tensor, batch: Batch, *, generator: torch.Generator | None = None) -> Tensor:
+        """[n, g] a draw of x."""
+        return self.distribution(h, batch).sample(generator=generator)  # type: ignore[call-arg]
+
+    @abstractmethod
+    def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
+        """The batch's own values, moved from p(. | h) to p(. | target), so that each cell keeps its own noise.
+
+        Args:
+            h: [n, h] features of the cells as they are.
+            target: [n, h] features of the same cells under other covariates.
+            batch: The cells, whose rows are moved.
+            under: The batch under the other covariates.
+            generator: Where the noise comes from.
+
+        Returns:
+            [n, g] values. If x follows p(. | h), the result follows p(. | target); equal features give x back.
+        """

@@ -1,0 +1,184 @@
+"""Counts at a library size: negative binomial, zero-inflated negative binomial, Poisson."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from trifold.core.likelihood.base import Likelihood
+from trifold.dist import NegativeBinomial as NegativeBinomialDistribution
+from trifold.dist import ZeroInflated as ZeroInflatedDistribution
+from trifold.dist import nb_log_prob, zinb_log_prob
+from trifold.dist.transport import move_counts, move_zero_inflated
+from trifold.errors import SpecError, suggest
+from trifold.records import Batch
+
+DISPERSIONS = ("gene", "condition")
+_LOG_THETA = (math.log(1e-4), math.log(1e6))
+
+
+class NegativeBinomial(Likelihood):
+    r"""Counts with mean L softmax(W h + b) and variance :math:`\mu + \mu^2/\theta`.
+
+    Args:
+        features: Width h of the decoder's features.
+        genes: Number of genes g.
+        dispersion: Whether the inverse dispersion is one per ``"gene"``, or one per gene and ``"condition"``.
+        conditions: Number of joint categories of ``role``; needed for ``"condition"``.
+        role: Role of the schema whose category selects the inverse dispersion.
+
+    Raises:
+        SpecError: An unknown dispersion, or no conditions where they are needed.
+    """
+
+    kind = "counts"
+
+    def __init__(self, features: int, genes: int, *, dispersion: str = "gene", conditions: int = 0, role: str = "condition"):
+        super().__init__()
+        self.features = features
+        self.genes = genes
+        self.dispersion = dispersion
+        self.conditions = conditions
+        self.role = role
+        self.out = nn.Linear(features, genes)
+        self.log_theta = _log_theta(genes, dispersion, conditions)
+
+    def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
+        """[n] nats."""
+        log_theta = theta_of(self.log_theta, batch, self.role)
+        return nb_log_prob(self.out(h), log_size(batch), log_theta, batch.rows)
+
+    def distribution(self, h: Tensor, batch: Batch) -> Distribution:
+        """Negative binomial, [n, g]."""
+        return NegativeBinomialDistribution(self.mean(h, batch), theta_of(self.log_theta, batch, self.role).exp())
+
+    def mean(self, h: Tensor, batch: Batch) -> Tensor:
+        """[n, g] expected counts."""
+        return torch.softmax(self.out(h).float(), 1) * batch.size
+
+    def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
+        """Thinned where the rate falls, topped up from the cell's own gamma noise where it rises."""
+        before, after = (theta_of(self.log_theta, b, self.role).exp() for b in (batch, under))
+        x = batch.rows.to_dense().float()
+        return move_counts(x, self.mean(h, batch), self.mean(target, under), before, after, generator=generator)
+
+
+class ZeroInflated(Likelihood):
+    """A negative binomial with a second linear layer for the log odds of a structural zero.
+
+    Args:
+        features: Width h of the decoder's features.
+        genes: Number of genes g.
+        dispersion: Whether the inverse dispersion is one per ``"gene"``, or one per gene and ``"condition"``.
+        conditions: Number of joint categories of ``role``; needed for ``"condition"``.
+        role: Role of the schema whose category selects the inverse dispersion.
+
+    Raises:
+        SpecError: An unknown dispersion, or no conditions where they are needed.
+    """
+
+    kind = "counts"
+
+    def __init__(self, features: int, genes: int, *, dispersion: str = "gene", conditions: int = 0, role: str = "condition"):
+        super().__init__()
+        self.features = features
+        self.genes = genes
+        self.dispersion = dispersion
+        self.conditions = conditions
+        self.role = role
+        self.out = nn.Linear(features, genes)
+        self.gate = nn.Linear(features, genes)
+        nn.init.constant_(self.gate.bias, -2.0)  # few structural zeros to begin with
+        self.log_theta = _log_theta(genes, dispersion, conditions)
+
+    def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
+        """[n] nats."""
+        log_theta = theta_of(self.log_theta, batch, self.role)
+        return zinb_log_prob(self.out(h), log_size(batch), log_theta, self.gate(h), batch.rows)
+
+    def distribution(self, h: Tensor, batch: Batch) -> Distribution:
+        """Zero-inflated negative binomial, [n, g]."""
+        base = NegativeBinomialDistribution(self._rate(h, batch), theta_of(self.log_theta, batch, self.role).exp())
+        return ZeroInflatedDistribution(base, self.gate(h).float())
+
+    def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
+        """Structural zeros are switched as rarely as their probabilities allow, the other counts move as a negative binomial's."""
+        before, after = (theta_of(self.log_theta, b, self.role).exp() for b in (batch, under))
+        rates = self._rate(h, batch), self._rate(target, under)
+        gates = self.gate(h).float(), self.gate(target).float()
+        return move_zero_inflated(batch.rows.to_dense().float(), *rates, before, after, *gates, generator=generator)
+
+    def _rate(self, h: Tensor, batch: Batch) -> Tensor:
+        return torch.softmax(self.out(h).float(), 1) * batch.size
+
+
+class Poisson(Likelihood):
+    """Counts with mean and variance L softmax(W h + b).
+
+    Args:
+        features: Width h of the decoder's features.
+        genes: Number of genes g.
+    """
+
+    kind = "counts"
+
+    def __init__(self, features: int, genes: int):
+        super().__init__()
+        self.features = features
+        self.genes = genes
+        self.out = nn.Linear(features, genes)
+
+    def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
+        """[n] nats. The rates of a cell sum to its library size, so only the nonzeros are visited."""
+        log_mean = torch.log_softmax(self.out(h).float(), 1) + log_size(batch)
+        if batch.rows.sparse:
+            _, gene, x = batch.rows.csr()
+            cell = batch.rows.row()
+            at = x * log_mean[cell, gene] - torch.lgamma(x + 1)
+            return -batch.size.view(-1).index_add(0, cell, -at)
+        x = batch.rows.to_dense().float()
+        return (x * log_mean - torch.lgamma(x + 1)).sum(1) - batch.size.view(-1)
+
+    def distribution(self, h: Tensor, batch: Batch) -> Distribution:
+        """Poisson, [n, g]."""
+        return PoissonDistribution(torch.softmax(self.out(h).float(), 1) * batch.size, validate_args=False)
+
+    def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
+        """Thinned where the rate falls, topped up where it rises."""
+        x = batch.rows.to_dense().float()
+        endless = torch.full((1,), math.inf, device=x.device)
+        return move_counts(x, self.mean(h, batch), self.mean(target, under), endless, endless, generator=generator)
+
+
+class PoissonDistribution(torch.distributions.Poisson):
+    """torch's Poisson distribution, sampled from one's own generator."""
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # type: ignore[override]  # noqa: B008
+        """A draw."""
+        return torch.poisson(self.rate.expand(self._extended_shape(sample_shape)), generator=generator)
+
+
+def log_size(batch: Batch) -> Tensor:
+    """[n, 1] log library size; an empty cell counts as one molecule, so that nothing becomes infinite."""
+    return torch.log(batch.size.clamp_min(1.0))
+
+
+def theta_of(log_theta: Tensor, batch: Batch, role: str) -> Tensor:
+    """log inverse dispersion, [g], or [n, g] by the category of each cell; unknown categories get the mean over categories."""
+    log_theta = log_theta.clamp(*_LOG_THETA)
+    if log_theta.dim() == 1:
+        return log_theta
+    return torch.cat([log_theta, log_theta.mean(0, keepdim=True)])[batch.code[role]]
+
+
+def _log_theta(genes: int, dispersion: str, conditions: int) -> nn.Parameter:
+    if dispersion not in DISPERSIONS:
+        options = ", ".join(map(repr, DISPERSIONS))
+        raise SpecError(f"dispersion needs one of {options}; found {dispersion!r}.{suggest(dispersion, DISPERSIONS)}")
+    if dispersion == "condition" and conditions < 1:
+        raise SpecError("dispersion='condition' needs the number of conditions; found 0. Pass conditions=<joint categories of the role>.")
+    return nn.Parameter(torch.zeros(genes) if dispersion == "gene" else torch.zeros(conditions, genes))

@@ -1,0 +1,195 @@
+"""Networks: a linear layer that multiplies sparse rows directly, and a multilayer perceptron that leaves taps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trifold.errors import SpecError, suggest
+from trifold.records import Rows
+from trifold.spec import Component
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "softplus": nn.Softplus,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+}
+NORMS = ("layer", "batch", "none")
+
+
+class MLP(Component, nn.Module):
+    """Linear, normalisation, activation, dropout, for each hidden layer; covariates enter the first.
+
+    Args:
+        inputs: Width of the input (genes, or latent dimensions).
+        hidden: Width of each layer.
+        covariates: Width c of the covariates that the first layer sees beside its input.
+        norm: ``"layer"`` (cells do not see each other), ``"batch"`` (as published) or ``"none"``.
+        activation: ``"softplus"``, ``"silu"``, ``"gelu"``, ``"elu"``, ``"tanh"``, ``"relu"`` or ``"leaky_relu"``.
+        slope: Negative slope of ``"leaky_relu"``.
+        dropout: Probability of a zeroed activation in training.
+        init: ``"default"`` (uniform, by fan-in) or ``"glorot_normal"``.
+
+    Raises:
+        SpecError: An unknown norm, activation or initialisation.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        *,
+        covariates: int = 0,
+        norm: str = "layer",
+        activation: str = "softplus",
+        slope: float = 0.01,
+        dropout: float = 0.0,
+        init: str = "default",
+    ):
+        super().__init__()
+        _check_choice("norm", norm, NORMS)
+        _check_choice("activation", activation, tuple(ACTIVATIONS))
+        _check_choice("init", init, ("default", "glorot_normal"))
+        self.inputs = inputs
+        self.hidden = tuple(hidden)
+        self.covariates = covariates
+        self.norm = norm
+        self.activation = activation
+        self.slope = slope
+        self.dropout = dropout
+        self.init = init
+        bias = norm != "batch"
+        widths = [inputs, *self.hidden]
+        self.first = RowsLinear(inputs, widths[1], covariates=covariates, bias=bias) if self.hidden else None
+        self.linears = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in zip(widths[1:-1], widths[2:], strict=True))
+        self.norms = nn.ModuleList(_norm(norm, w) for w in self.hidden)
+        self.activate = nn.LeakyReLU(slope) if activation == "leaky_relu" else ACTIVATIONS[activation]()
+        self.drop = nn.Dropout(dropout)
+        if init == "glorot_normal":
+            self.apply(_glorot)
+
+    @property
+    def width(self) -> int:
+        """Width of the output."""
+        return self.hidden[-1] if self.hidden else self.inputs + self.covariates
+
+    def forward(
+        self, x: Rows | Tensor, c: Tensor | None = None, *, taps: MutableMapping[str, Tensor] | None = None, name: str = ""
+    ) -> Tensor:
+        """Features of each row.
+
+        Args:
+            x: [n, inputs], sparse or dense.
+            c: [n, covariates], or None when there are none.
+            taps: Where each layer's activation (before dropout) is left, under ``"name.index"``.
+            name: Prefix of the taps.
+
+        Returns:
+            [n, width] features.
+        """
+        if self.first is None:
+            dense = x.to_dense() if isinstance(x, Rows) else x
+            return dense if c is None else torch.cat([dense, c], 1)
+        h = self.first(x, c)
+        for i, norm in enumerate(self.norms):
+            if i > 0:
+                h = self.linears[i - 1](h)
+            h = self.activate(norm(h))
+            if taps is not None:
+                taps[f"{name}.{i}"] = h
+            h = self.drop(h)
+        return h
+
+
+class RowsLinear(nn.Module):
+    """x W + c V + b, where x may be sparse: only the weights of nonzero genes are read.
+
+    Args:
+        inputs: Width of x.
+        outputs: Width of the result.
+        covariates: Width of c.
+        bias: Whether b is there.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, covariates: int = 0, bias: bool = True):
+        super().__init__()
+        bound = 1 / math.sqrt(max(1, inputs + covariates))
+        self.weight = nn.Parameter(torch.empty(inputs, outputs).uniform_(-bound, bound))
+        self.design = nn.Parameter(torch.empty(covariates, outputs).uniform_(-bound, bound)) if covariates else None
+        self.bias = nn.Parameter(torch.empty(outputs).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: Rows | Tensor, c: Tensor | None = None) -> Tensor:
+        """[n, outputs]."""
+        if isinstance(x, Rows) and x.sparse:
+            out = sparse_matmul(x, self.weight)
+        else:
+            out = (x.to_dense() if isinstance(x, Rows) else x) @ self.weight
+        if self.design is not None:
+            if c is None:
+                raise SpecError(f"This layer needs covariates of width {self.design.shape[0]}; found none.")
+            out = out + c @ self.design
+        return out if self.bias is None else out + self.bias
+
+
+def sparse_matmul(rows: Rows, weight: Tensor) -> Tensor:
+    """CSR rows times a dense matrix, with the gradient in the matrix from the transposed rows.
+
+    Args:
+        rows: n x g, sparse.
+        weight: [g, h].
+
+    Returns:
+        [n, h]. The rows get no gradient.
+    """
+    crow, col, val = rows.csr()
+    return _SparseMatmul.apply(crow, col, val.to(weight.dtype), weight)  # type: ignore[no-any-return]
+
+
+class _SparseMatmul(torch.autograd.Function):
+    # embedding_bag forward on the CSR and, for the gradient, on its transpose: several times faster than embedding_bag's own backward.
+    @staticmethod
+    def forward(ctx: Any, crow: Tensor, col: Tensor, val: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(crow, col, val)
+        ctx.genes = weight.shape[0]
+        return _bag(crow, col, val, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *up: Tensor) -> tuple[Tensor | None, ...]:
+        crow, col, val = ctx.saved_tensors
+        order = torch.argsort(col, stable=True)
+        row = torch.repeat_interleave(torch.arange(crow.shape[0] - 1, device=crow.device), crow.diff(), output_size=col.shape[0])
+        start = torch.zeros(ctx.genes + 1, dtype=torch.int64, device=col.device)
+        torch.cumsum(torch.bincount(col, minlength=ctx.genes), 0, out=start[1:])
+        return None, None, None, _bag(start, row[order], val[order], up[0].contiguous())
+
+
+def _bag(crow: Tensor, col: Tensor, val: Tensor, weight: Tensor) -> Tensor:
+    return nn.functional.embedding_bag(col, weight, crow, mode="sum", per_sample_weights=val, include_last_offset=True)
+
+
+def _norm(kind: str, width: int) -> nn.Module:
+    if kind == "layer":
+        return nn.LayerNorm(width)
+    return nn.BatchNorm1d(width) if kind == "batch" else nn.Identity()
+
+
+def _glorot(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, RowsLinear)):
+        nn.init.xavier_normal_(module.weight)
+        if isinstance(module, RowsLinear) and module.design is not None:
+            nn.init.xavier_normal_(module.design)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check_choice(name: str, value: str, options: Sequence[str]) -> None:
+    if value not in options:
+        raise SpecError(f"{name} needs one of {', '.join(map(repr, options))}; found {value!r}.{suggest(value, options)}")

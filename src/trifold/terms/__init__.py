@@ -1,0 +1,8 @@
+"""Terms of an objective, one summand per file."""
+
+from trifold.terms.base import Term
+from trifold.terms.elbo import KL, NLL
+from trifold.terms.mmd import MMD, mmd2, mmd2_groups
+from trifold.terms.objective import Objective
+
+__all__ = ["KL", "MMD", "NLL", "Objective", "Term", "mmd2", "mmd2_groups"]

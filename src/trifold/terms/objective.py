@@ -1,0 +1,83 @@
+"""The objective: named, weighted terms; it prints as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trifold.errors import SpecError
+from trifold.records import Pass, Progress, Report
+from trifold.schedule import Schedule, weight_now
+from trifold.spec import Component
+from trifold.terms.base import Term
+
+
+class Objective(Component, nn.Module):
+    """The weighted sum of named terms, in nats per cell.
+
+    Args:
+        terms: name -> term.
+        weights: name -> number or schedule; a missing name weighs 1.
+
+    Raises:
+        SpecError: A weight for a term that is not there, or no term.
+    """
+
+    def __init__(self, terms: Mapping[str, Term], weights: Mapping[str, float | Schedule] | None = None):
+        super().__init__()
+        unknown = [name for name in weights or {} if name not in terms]
+        if unknown or not terms:
+            raise SpecError(f"Objective needs a term for each weight; found terms {list(terms)} and weights {list(weights or {})}.")
+        self._terms = nn.ModuleDict(terms)
+        self.weights: dict[str, float | Schedule] = {name: (weights or {}).get(name, 1.0) for name in terms}
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """name -> term."""
+        return dict(self._terms.items())  # type: ignore[arg-type]
+
+    @property
+    def joint(self) -> bool:
+        """Whether any term is not a sum over cells."""
+        return any(term.joint for term in self.terms.values())
+
+    def forward(self, p: Pass) -> Report:
+        """The weighted sum, each raw value, and the weights at this progress. A term of weight 0 is not evaluated."""
+        values: dict[str, Tensor] = {}
+        weights = {name: weight_now(w, p.progress) for name, w in self.weights.items()}
+        loss = torch.zeros((), device=p.z.device)
+        for name, term in self.terms.items():
+            if weights[name] == 0 and not isinstance(self.weights[name], Schedule):
+                continue
+            value = term(p).mean()
+            values[name] = value.detach()
+            if weights[name] != 0:
+                loss = loss + weights[name] * value
+        return Report(loss=loss, values=values, weights=weights)
+
+    def table(self) -> list[tuple[str, str, str, str]]:
+        """Rows of (name, weight, term, kind) for people."""
+        rows = []
+        for name, term in self.terms.items():
+            weight = self.weights[name]
+            at = (
+                f"{weight:g}"
+                if not isinstance(weight, Schedule)
+                else f"{weight_now(weight, Progress(0, 1)):g} → {weight_now(weight, Progress.done()):g}"
+            )
+            rows.append((name, at, _signature(term), "joint" if term.joint else "per cell"))
+        return rows
+
+    def __repr__(self) -> str:
+        rows = [("term", "weight", "value", "kind"), *self.table()]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _signature(term: Term) -> str:
+    from trifold.spec import arguments
+
+    shown = {name: getattr(term, name) for name in arguments(type(term))}
+    return f"{type(term).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items() if not isinstance(v, tuple) or len(v) < 4)})"

@@ -1,0 +1,7 @@
+"""Training: the plan, the loop, the history."""
+
+from trifold.train.fit import fit, launch
+from trifold.train.history import History
+from trifold.train.plan import Plan
+
+__all__ = ["History", "Plan", "fit", "launch"]

@@ -1,0 +1,214 @@
+"""The whole training loop, readable aloud. It gets callables and modules, and does not know ``Model``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trifold.errors import DeviceError, TrainingError
+from trifold.records import Batch, Progress, Report
+from trifold.train.history import History
+from trifold.train.plan import Plan
+
+Batches = Callable[[int], Iterable[Batch]]  # epoch -> its minibatches
+Step = Callable[[Batch, Progress], Report]
+
+_CHECK_EVERY = 20  # steps between looks at the device for non-finite values, where a look costs a synchronisation
+
+
+def fit(
+    network: nn.Module,
+    step: Step,
+    batches: Batches,
+    plan: Plan,
+    *,
+    steps: int,
+    epochs: int,
+    validation: Callable[[], Iterable[Batch]] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    report: Callable[[dict[str, float]], None] | None = None,
+) -> History:
+    """Train a network in place; its best weights are restored at the end.
+
+    The global random generators are left as they were found; all noise comes from ``seed``.
+
+    Args:
+        network: Everything that has parameters. Left on the CPU, in evaluation mode.
+        step: (Batch, Progress) -> Report: the forward pass and the objective.
+        batches: epoch -> the minibatches of that epoch.
+        plan: Learning rate, patience and the like.
+        steps: Minibatches per epoch, for schedules.
+        epochs: Number of epochs at most.
+        validation: () -> the minibatches to watch. None: no early stopping, the last weights are kept.
+        seed: Of dropout and of the noise of z.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        report: Called with each epoch's row of the history.
+
+    Returns:
+        One row per epoch.
+
+    Raises:
+        TrainingError: The loss or a gradient is not finite. The weights are those of the last finite step.
+        DeviceError: The device is not there.
+    """
+    fabric = launch(device, plan.precision)
+    history = History()
+    with _own_noise(seed, fabric.device):
+        network.train()
+        network.to(fabric.device)
+        trained = [p for p in network.parameters() if p.requires_grad]
+        optimizer = _optimizer(trained, plan)
+        best, best_loss, since = _copy(network), math.inf, 0
+        guard = _Guard(network, every=1 if fabric.device.type == "cpu" else _CHECK_EVERY)
+        done = 0
+        try:
+            for epoch in range(epochs):
+                began = time.perf_counter()
+                mean = _Mean()
+                for batch in batches(epoch):
+                    at = Progress(step=done, steps=steps * epochs, epoch=epoch, epochs=epochs)
+                    optimizer.zero_grad(set_to_none=True)
+                    with fabric.autocast():
+                        out = step(batch.to(fabric.device), at)
+                    out.loss.backward()
+                    norm = nn.utils.clip_grad_norm_(trained, plan.clip if plan.clip is not None else math.inf)
+                    guard.look(out, norm, done, lr=optimizer.param_groups[0]["lr"])
+                    optimizer.step()
+                    mean.add(out, batch.n)
+                    done += 1
+                row = {"epoch": epoch, "step": done, "lr": optimizer.param_groups[0]["lr"], **mean.row("train")}
+                if validation is not None:
+                    row |= _watch(network, step, validation(), fabric, seed)
+                    loss = row["validation/loss"]
+                    if not math.isfinite(loss):
+                        guard.stop(done, "validation loss", optimizer.param_groups[0]["lr"])
+                    since = 0 if loss < best_loss - 1e-4 * abs(best_loss if math.isfinite(best_loss) else 0) else since + 1
+                    if loss < best_loss:
+                        best, best_loss = _copy(network), loss
+                    if plan.plateau is not None and since > 0 and since % plan.plateau == 0:
+                        for group in optimizer.param_groups:
+                            group["lr"] = max(group["lr"] * 0.3, 1e-6)
+                row["seconds"] = time.perf_counter() - began
+                history.add(row)
+                if report is not None:
+                    report(row)
+                if validation is not None and plan.patience is not None and since >= plan.patience:
+                    break
+            if validation is not None and math.isfinite(best_loss):
+                network.load_state_dict(best)
+        finally:
+            network.eval()
+            network.to("cpu")
+    return history
+
+
+def launch(device: str, precision: str = "32-true") -> Any:
+    """Lightning Fabric on one device.
+
+    Args:
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        precision: As Fabric names it.
+
+    Raises:
+        DeviceError: The device is not there.
+    """
+    there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, False):
+        found = ", ".join(name for name, is_there in there.items() if is_there)
+        raise DeviceError(f"device={device!r} was asked for and is not there; this machine has: {found}.")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Fabric's own dependencies, at import
+        from lightning_fabric import Fabric
+    return Fabric(accelerator=device, devices=1, precision=precision)
+
+
+class _Guard:
+    """Stops at the first non-finite value, with the weights of the last finite step, without a synchronisation per step."""
+
+    def __init__(self, network: nn.Module, *, every: int):
+        self.network = network
+        self.every = every
+        self.names: list[str] = []
+        self.first: Tensor | None = None  # step at which each quantity was first not finite; -1: never
+        self.saved = _copy(network) if every > 1 else None
+
+    def look(self, out: Report, norm: Tensor, step: int, *, lr: float) -> None:
+        """Note the step of the first non-finite quantity; every few steps, act on it."""
+        self.names = [*out.values, "gradient"]
+        finite = torch.isfinite(torch.stack([*(v.float() for v in out.values.values()), norm.float()]))
+        if self.first is None or len(self.first) != len(finite):
+            self.first = torch.full((len(finite),), -1, device=finite.device)
+        self.first = torch.where((self.first < 0) & ~finite, step, self.first)
+        if (step + 1) % self.every:
+            return
+        found = self.first.tolist()
+        bad = [(s, name) for s, name in zip(found, self.names, strict=True) if s >= 0]
+        if bad:
+            if self.saved is not None:
+                self.network.load_state_dict(self.saved)
+            self.stop(*min(bad), lr)
+        if self.saved is not None:
+            self.saved = _copy(self.network)
+
+    def stop(self, step: int, name: str, lr: float) -> None:
+        what = "the gradient" if name == "gradient" else f"term {name!r}"
+        raise TrainingError(
+            f"{what[0].upper()}{what[1:]} became NaN or infinite at step {step}. The model was put back to the last finite step. "
+            f"Lower lr (now {lr:g}), or look for extreme values with trifold.check.",
+            step=step,
+            term=name,
+        )
+
+
+class _Mean:
+    """Means over cells, kept on the device until the epoch ends."""
+
+    def __init__(self) -> None:
+        self.total: dict[str, Tensor] = {}
+        self.cells = 0
+
+    def add(self, out: Report, n: int) -> None:
+        for name, value in [*out.values.items(), ("loss", out.loss.detach())]:
+            self.total[name] = self.total.get(name, 0.0) + value * n  # type: ignore[assignment]
+        self.cells += n
+
+    def row(self, prefix: str) -> dict[str, float]:
+        return {f"{prefix}/{name}": float(total) / max(1, self.cells) for name, total in self.total.items()}
+
+
+def _watch(network: nn.Module, step: Step, batches: Iterable[Batch], fabric: Any, seed: int) -> dict[str, float]:
+    """Mean over the watched cells, with the last weights of every schedule and the same noise each time."""
+    mean = _Mean()
+    network.eval()
+    with torch.no_grad(), _own_noise(seed, fabric.device):
+        for batch in batches:
+            with fabric.autocast():
+                mean.add(step(batch.to(fabric.device), Progress.done()), batch.n)
+    network.train()
+    return mean.row("validation")
+
+
+@contextmanager
+def _own_noise(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's generators seeded inside and put back after."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _optimizer(parameters: list[nn.Parameter], plan: Plan) -> torch.optim.Optimizer:
+    kind = torch.optim.AdamW if plan.weight_decay > 0 else torch.optim.Adam
+    return kind(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
+
+
+def _copy(network: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().clone() for name, t in network.state_dict().items()}
