@@ -6,6 +6,52 @@ The public names, nothing else. Each is imported when it is first used, so that 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Schema": "trifold.data",
+    "open": "trifold.data",
+    "check": "trifold.data",
+    "simulate": "trifold.data",
+    "Model": "trifold.model",
+    "load": "trifold.model",
+    "trvae": "trifold.presets",
+    "VAE": "trifold.core",
+    "Prior": "trifold.core",
+    "Likelihood": "trifold.core",
+    "Objective": "trifold.terms",
+    "Term": "trifold.terms",
+    "NLL": "trifold.terms",
+    "KL": "trifold.terms",
+    "MMD": "trifold.terms",
+    "Ramp": "trifold.schedule",
+    "TrifoldError": "trifold.errors",
+    "TrifoldWarning": "trifold.errors",
+}
+_MODULES = ("evaluate", "report")
+
+__all__ = [*_HOME, *_MODULES, "__version__"]
+
+if TYPE_CHECKING:
+    from trifold import evaluate, report
+    from trifold.core import VAE, Likelihood, Prior
+    from trifold.data import Schema, check, open, simulate
+    from trifold.errors import TrifoldError, TrifoldWarning
+    from trifold.model import Model, load
+    from trifold.presets import trvae
+    from trifold.schedule import Ramp
+    from trifold.terms import KL, MMD, NLL, Objective, Term
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"trifold.{name}")
+    raise AttributeError(f"module 'trifold' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,62 @@
+"""How good a model is, in metrics that can be computed by hand and beside nulls and ceilings. Knows no model."""
+
+from trifold.evaluate.ceilings import ceiling, halves
+from trifold.evaluate.distance import e_distance, median_bandwidth, mmd2
+from trifold.evaluate.folds import Fold, make_fold
+from trifold.evaluate.genes import top_genes, variable_genes
+from trifold.evaluate.nulls import NULLS
+from trifold.evaluate.ranking import de_genes, de_overlap, discrimination
+from trifold.evaluate.response import (
+    bootstrap,
+    concordance,
+    correlation,
+    pearson_delta,
+    r2_mean,
+    r2_var,
+    rmse_delta,
+    variance_concordance,
+    zero_concordance,
+)
+from trifold.evaluate.runner import InScoreSpace, leave_combinations_out
+from trifold.evaluate.score import higher_is_better, score
+from trifold.evaluate.space import fit_pca, kind_of, lognorm, project
+from trifold.evaluate.summary import averages, summary
+from trifold.evaluate.truth import draws_error, log_change, mean_error
+
+__all__ = [
+    "NULLS",
+    "Fold",
+    "InScoreSpace",
+    "averages",
+    "bootstrap",
+    "ceiling",
+    "concordance",
+    "correlation",
+    "de_genes",
+    "de_overlap",
+    "discrimination",
+    "draws_error",
+    "e_distance",
+    "fit_pca",
+    "halves",
+    "higher_is_better",
+    "kind_of",
+    "leave_combinations_out",
+    "log_change",
+    "lognorm",
+    "make_fold",
+    "mean_error",
+    "median_bandwidth",
+    "mmd2",
+    "pearson_delta",
+    "project",
+    "r2_mean",
+    "r2_var",
+    "rmse_delta",
+    "score",
+    "summary",
+    "top_genes",
+    "variable_genes",
+    "variance_concordance",
+    "zero_concordance",
+]

@@ -49,7 +49,8 @@ def score(
     ``e_distance``, ``mmd2``             between the samples, unbiased, in the principal components
     ``variance_concordance``             of log variances over genes
     ``zero_concordance``                 of the shares of zeros over genes
-    ``de_overlap_100``, ...              of the top differentially expressed genes
+    ``de_overlap_100``, ...              of the top differentially expressed genes, by a test
+    ``de_overlap_change_100``, ...       of the same with the genes of largest predicted change
     ===================================  ==================================================================
 
     Args:
@@ -81,4 +82,5 @@ def score(
     out["zero_concordance"] = zero_concordance(p, r)
     for size in de:
         out[f"de_overlap_{size}"] = de_overlap(p, r, c, k=size)
+        out[f"de_overlap_change_{size}"] = de_overlap(p, r, c, k=size, by="change")
     return out

@@ -3,5 +3,6 @@
 from trifold.train.fit import fit, launch
 from trifold.train.history import History
 from trifold.train.plan import Plan
+from trifold.train.progress import progress_bar
 
-__all__ = ["History", "Plan", "fit", "launch"]
+__all__ = ["History", "Plan", "fit", "launch", "progress_bar"]

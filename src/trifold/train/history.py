@@ -11,7 +11,7 @@ from trifold.errors import FormatError
 
 
 class History:
-    """A table of epochs: ``epoch``, ``step``, ``lr``, ``seconds``, ``train/TERM``, ``validation/TERM``, ``train/loss``, ``validation/loss``.
+    """A table of epochs: ``epoch``, ``step``, ``lr``, ``seconds``, and for each term and ``loss`` ``train/NAME`` and ``validation/NAME``.
 
     Values are means over cells: nats per cell for log-probabilities, raw (unweighted) for each term.
 

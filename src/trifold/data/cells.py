@@ -1,0 +1,205 @@
+"""The cells of a source as a model reads them: genes in the schema's order, covariates as numbers, minibatches as ``Batch``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from trifold.data.align import align
+from trifold.data.check import EMPTY, Findings, check, require_names, require_option
+from trifold.data.matrix import Array
+from trifold.data.schema import Schema, require_column, sizes
+from trifold.data.source import Source, open, positions
+from trifold.errors import DataError, SchemaError, TrifoldWarning, listing
+from trifold.records import Batch, Rows
+
+
+class Cells:
+    """The cells of a source under a schema. Values are looked at once; covariates are encoded once.
+
+    Args:
+        source: A Source, or anything that :func:`trifold.data.open` takes.
+        schema: Of the training data. Genes are matched to it by name: reordered, extra ones left out with a notice.
+        unknown: Unseen or missing covariates: ``"error"``, ``"zero"``, or role -> policy.
+        missing: Genes that the source lacks: ``"error"`` or ``"zero"``.
+        empty: Cells without a count: ``"error"``, ``"drop"`` or ``"keep"``; None: as in the schema.
+        checked: Findings of this very source under the schema's genes, so that its values are not looked at again.
+
+    Attributes:
+        n: Number of cells.
+        schema: As given.
+        obs: [n, columns] covariates as they came.
+        names: [n] names of the cells.
+        kept: [n] position of each cell in the source; not all of them only if empty cells were dropped, or in a subset.
+        size: [n, 1] float32 library size in counts, from float64 sums; ones for real-valued and binary data.
+        library: [n] float64 sum over the schema's genes.
+        design: role -> [n, c] float32.
+        code: role -> [n] int64 joint category, -1 unknown.
+        notices: What was dropped or filled in, one sentence each.
+
+    Raises:
+        DataError, SchemaError: Values, genes or covariates that do not fit the schema.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        schema: Schema,
+        *,
+        unknown: str | Mapping[str, str] = "error",
+        missing: str = "error",
+        empty: str | None = None,
+        checked: Findings | None = None,
+    ):
+        empty = schema.empty if empty is None else empty
+        require_option("empty", empty, EMPTY)
+        opened = source if isinstance(source, Source) else open(source, schema.x)
+        require_names(opened)
+        aligned, notices = align(opened, schema.genes, missing=missing)
+        found = checked if checked is not None else check(aligned)
+        if found.shape != (aligned.n, len(schema.genes)):
+            raise DataError(f"checked= describes {found.shape} values but these cells have {(aligned.n, len(schema.genes))}. Leave it out.")
+        found.require(schema.kind, fractional=schema.fractional, empty=empty)
+        size = _library_sizes(opened.obs, schema, found)
+        kept = np.arange(aligned.n)
+        if schema.kind == "counts" and empty == "drop" and len(found.empty_cells):
+            kept = np.flatnonzero(found.filled_cells)
+            notices.append(f"{len(found.empty_cells)} of {aligned.n} cells of {found.where} have no count and are dropped: rows {listing(found.empty_cells)}.")
+            warnings.warn(notices[-1], TrifoldWarning, stacklevel=2)
+            if not len(kept):
+                raise DataError(f"{found.where} has no count in any of its {aligned.n} cells. Check x=.")
+        whole = len(kept) == aligned.n
+        self.schema, self.notices, self.kept = schema, tuple(notices), kept
+        self.obs: pd.DataFrame = opened.obs if whole else opened.obs.iloc[kept]
+        self.size: Array = size[kept]
+        self.library: Array = found.library[kept]
+        self.design, self.code = schema.covariates(self.obs, unknown=unknown)
+        self._source = aligned
+        self._zeros_stored = True
+
+    @property
+    def n(self) -> int:
+        """Number of cells."""
+        return len(self.kept)
+
+    @property
+    def names(self) -> Array:
+        """[n] names of the cells."""
+        return np.asarray(self.obs.index)
+
+    def batch(self, index: Sequence[int] | Array, device: torch.device | str = "cpu") -> Batch:
+        """Some cells as a minibatch, in the order asked for.
+
+        Args:
+            index: [k] positions in these cells, from 0.
+            device: Where the tensors go.
+
+        Raises:
+            DataError: A position outside the cells.
+        """
+        index = positions(index, self.n)
+        rows = rows_of(self._source.take(self.kept[index]), sparse=self.schema.sparse)
+        batch = Batch(
+            rows=rows,
+            size=torch.from_numpy(self.size[index]),
+            design={r: torch.from_numpy(v[index]) for r, v in self.design.items()},
+            code={r: torch.from_numpy(v[index]) for r, v in self.code.items()},
+        )
+        return batch if torch.device(device).type == "cpu" else batch.to(device)
+
+    def subset(self, index: Sequence[int] | Array) -> Cells:
+        """Some of these cells, in the order asked for, sharing the source. ``kept`` still counts in the source.
+
+        Args:
+            index: [k] positions in these cells, from 0.
+        """
+        index = positions(index, self.n)
+        out = object.__new__(Cells)
+        out.__dict__.update(self.__dict__)
+        out.kept, out.obs = self.kept[index], self.obs.iloc[index]
+        out.size, out.library = self.size[index], self.library[index]
+        out.design = {r: v[index] for r, v in self.design.items()}
+        out.code = {r: v[index] for r, v in self.code.items()}
+        return out
+
+
+def encode(
+    schema: Schema,
+    rows: Any,
+    obs: pd.DataFrame,
+    *,
+    unknown: str | Mapping[str, str] = "error",
+    size: Array | None = None,
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """A minibatch from values and covariates; a pure function.
+
+    Args:
+        schema: Of the training data.
+        rows: [n, g] array or scipy sparse matrix, genes in the schema's order. Not looked at for faults: :class:`Cells` does that.
+        obs: [n, columns].
+        unknown: Unseen or missing covariates: ``"error"``, ``"zero"``, or role -> policy.
+        size: [n] library sizes in counts; None: the schema's column, or the sum over genes in float64 (1 for a cell without a count).
+        device: Where the tensors go.
+
+    Raises:
+        DataError: Rows of another shape than [len(obs), genes].
+        SchemaError: Covariates that do not fit the schema.
+    """
+    if tuple(rows.shape) != (len(obs), len(schema.genes)):
+        raise DataError(f"rows must have the shape {(len(obs), len(schema.genes))} (cells, genes of the schema); found {tuple(rows.shape)}.")
+    block = rows.tocsr() if sp.issparse(rows) else np.asarray(rows)
+    if sp.issparse(block) and not block.has_canonical_format:
+        block = block.copy()
+        block.sum_duplicates()
+    if schema.kind != "counts":
+        size = np.ones(len(obs))
+    elif size is None:
+        size = sizes(obs, schema.size) if schema.size else np.asarray(block.sum(1, dtype=np.float64)).reshape(-1)
+        size = np.where(size > 0, size, 1.0)
+    design, code = schema.covariates(obs, unknown=unknown)
+    batch = Batch(
+        rows=rows_of(block, sparse=schema.sparse),
+        size=torch.from_numpy(np.asarray(size, dtype=np.float32).reshape(-1, 1)),
+        design={r: torch.from_numpy(v) for r, v in design.items()},
+        code={r: torch.from_numpy(v) for r, v in code.items()},
+    )
+    return batch.to(device)
+
+
+def rows_of(block: Any, *, sparse: bool) -> Rows:
+    """Rows of a canonical CSR matrix or an array, float32; equal values give equal rows, whichever form they come in.
+
+    Args:
+        block: [n, g].
+        sparse: Whether the rows are to be sparse.
+    """
+    shape = (int(block.shape[0]), int(block.shape[1]))
+    if not sparse:
+        dense = block.toarray() if sp.issparse(block) else block
+        return Rows.of_dense(torch.from_numpy(np.array(dense, dtype=np.float32, order="C")))
+    if sp.issparse(block):
+        crow, col, val = block.indptr.astype(np.int64), block.indices, block.data
+        full = val != 0
+        if not full.all():
+            below = np.concatenate([[0], np.cumsum(full)])
+            crow, col, val = below[crow], col[full], val[full]
+    else:
+        row, col = np.nonzero(block)
+        val = block[row, col]
+        crow = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=shape[0]))])
+    tensors = (torch.from_numpy(np.array(a, dtype=t)) for a, t in ((crow, np.int64), (col, np.int64), (val, np.float32)))
+    return Rows.of_csr(*tensors, shape)
+
+
+def _library_sizes(obs: pd.DataFrame, schema: Schema, found: Findings) -> Array:
+    if schema.kind != "counts":
+        return np.ones((found.shape[0], 1), dtype=np.float32)
+    size = sizes(obs, schema.size) if schema.size else np.where(found.library > 0, found.library, 1.0)
+    return size.astype(np.float32)[:, None]

@@ -1,0 +1,248 @@
+"""Columns of obs as plain data: ``Category`` and ``Number``, made from a column and applied to one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from trifold.data.matrix import Array
+from trifold.errors import FormatError, SchemaError, listing, suggest
+
+Value = str | int | bool | float
+
+
+@dataclass(frozen=True)
+class Category:
+    """A column of categories.
+
+    Args:
+        name: Of the column.
+        values: Known values in the order of their codes; each keeps its Python type (1, 1.0, True and "1" are four values).
+        unused: Values that the column allows but no cell has; nothing is trained for them.
+    """
+
+    name: str
+    values: tuple[Value, ...]
+    unused: tuple[Value, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Columns of the design: one per value."""
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A column of numbers, standardised: (value - mean) / scale.
+
+    Args:
+        name: Of the column.
+        mean: In the column's unit.
+        scale: Standard deviation, in the column's unit; 1 for a constant column.
+    """
+
+    name: str
+    mean: float
+    scale: float
+
+    width = 1
+
+
+Column = Category | Number
+
+
+def describe(series: pd.Series, *, name: str, role: str) -> Column:
+    """The column as plain data.
+
+    Args:
+        series: [n] values. Numeric dtypes make a :class:`Number`; categorical, boolean, text and object dtypes a :class:`Category`.
+        name: Of the column.
+        role: For messages.
+
+    Raises:
+        SchemaError: Missing or infinite values, or values of a type that cannot be saved.
+    """
+    if is_number(series):
+        values = _floats(series)
+        _refuse_missing(~np.isfinite(values), name, role, "NaN or infinite")
+        scale = float(values.std()) if len(values) else 0.0
+        return Number(name, float(values.mean()), scale if scale > 0 else 1.0)
+    _refuse_missing(np.asarray(series.isna()), name, role, "missing (NaN)")
+    code, values_ = factorize(series, name)
+    used = np.zeros(len(values_), dtype=bool)
+    used[code] = True
+    known = [v for v, u in zip(values_, used, strict=True) if u]
+    if not isinstance(series.dtype, pd.CategoricalDtype):
+        known = sorted(known, key=lambda v: (type(v).__name__, v))
+    return Category(name, tuple(known), tuple(v for v, u in zip(values_, used, strict=True) if not u))
+
+
+def is_number(series: pd.Series) -> bool:
+    """Whether the column holds numbers rather than categories: a numeric dtype, not boolean, not categorical."""
+    return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
+
+
+def codes(series: pd.Series, column: Category, *, role: str, unknown: str) -> Array:
+    """[n] int64 position of each value among the category's, -1 where unknown or missing.
+
+    Args:
+        series: [n] values.
+        column: What is known.
+        role: For messages.
+        unknown: ``"error"`` or ``"zero"``.
+
+    Raises:
+        SchemaError: A missing or unseen value, if unknown is ``"error"``.
+    """
+    missing = np.asarray(series.isna())
+    if unknown == "error":
+        _refuse_missing(missing, column.name, role, "missing (NaN)")
+    code, values = factorize(series, column.name)
+    known = {_key(v): i for i, v in enumerate(column.values)}
+    to = np.array([known.get(_key(v), -1) for v in values] + [-1], dtype=np.int64)
+    out = to[code]
+    new = (out < 0) & ~missing
+    if unknown == "error" and new.any():
+        value = values[code[np.flatnonzero(new)[0]]]
+        others = len(np.unique(code[new]))
+        twin = next((v for v in column.values if str(v) == str(value)), None)
+        hint = suggest(value, column.values) if twin is None else f" The known {twin!r} is of type {type(twin).__name__}."
+        raise SchemaError(
+            f"obs[{column.name!r}] ({role}) holds {value!r}, which was not there in training ({int(new.sum())} cells, {others} such values)."
+            f"{hint} Known: {listing(map(repr, column.values), 10)}. Use one of these, or pass unknown={{{role!r}: 'zero'}}."
+        )
+    return out
+
+
+def numbers(series: pd.Series, column: Number, *, role: str, unknown: str) -> Array:
+    """[n] float32 standardised values; 0, the mean, where missing and unknown is ``"zero"``.
+
+    Raises:
+        SchemaError: A column that is not numeric, or missing or infinite values if unknown is ``"error"``.
+    """
+    if not (is_number(series) or pd.api.types.is_bool_dtype(series.dtype)):
+        raise SchemaError(f"obs[{column.name!r}] ({role}) must hold numbers, as in training; found dtype {series.dtype}. Convert it with .astype(float).")
+    values = _floats(series)
+    bad = ~np.isfinite(values)
+    if unknown == "error":
+        _refuse_missing(bad, column.name, role, "NaN or infinite")
+    return np.where(bad, 0.0, (values - column.mean) / column.scale).astype(np.float32)
+
+
+def missing_number(series: pd.Series) -> Array:
+    """[n] whether a value of a numeric column is missing or infinite."""
+    return ~np.isfinite(_floats(series))
+
+
+def factorize(series: pd.Series, name: str) -> tuple[Array, list[Value]]:
+    """([n] code of each value, -1 where missing; the values as Python str, int, bool or float); 1, True and "1" stay apart.
+
+    Raises:
+        SchemaError: Values of another type.
+    """
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        return np.asarray(series.cat.codes, dtype=np.int64), [_plain(v, name) for v in series.cat.categories]
+    kind = pd.api.types.infer_dtype(series, skipna=True)
+    if series.dtype != object or kind in ("string", "boolean", "integer"):
+        code, values = pd.factorize(series)
+        return np.asarray(code, dtype=np.int64), [_plain(v, name) for v in values]
+    seen: dict[tuple[str, Value], int] = {}
+    missing = np.asarray(series.isna())
+    code = np.full(len(series), -1, dtype=np.int64)
+    plain: list[Value] = []
+    for i in np.flatnonzero(~missing):  # mixed types only: pandas would take 1 for True
+        value = _plain(series.iat[i], name)
+        j = seen.setdefault(_key(value), len(plain))
+        if j == len(plain):
+            plain.append(value)
+        code[i] = j
+    return code, plain
+
+
+def to_spec(column: Column) -> dict[str, Any]:
+    """The column as plain data."""
+    if isinstance(column, Number):
+        return {"type": "number", "name": column.name, "mean": column.mean, "scale": column.scale}
+    return {"type": "category", "name": column.name, "values": list(column.values), "unused": list(column.unused)}
+
+
+def from_spec(spec: Any) -> Column:
+    """The column that ``to_spec`` described.
+
+    Raises:
+        FormatError: Unknown or missing keys, or values of the wrong type.
+    """
+    kinds = {"number": {"type", "name", "mean", "scale"}, "category": {"type", "name", "values", "unused"}}
+    kind = spec.get("type") if isinstance(spec, dict) else None
+    if not isinstance(kind, str) or kind not in kinds:
+        raise FormatError(f"A column of a schema has the type 'category' or 'number'; found {kind!r}.")
+    require_keys(spec, kinds[kind], f"column {spec.get('name')!r}")
+    if not isinstance(spec["name"], str):
+        raise FormatError(f"A column's name must be text; found {spec['name']!r}.")
+    if kind == "number":
+        for key in ("mean", "scale"):
+            if not _is_float(spec[key]) or (key == "scale" and spec[key] <= 0):
+                raise FormatError(f"{key} of column {spec['name']!r} must be a finite number{' above 0' * (key == 'scale')}; found {spec[key]!r}.")
+        return Number(spec["name"], float(spec["mean"]), float(spec["scale"]))
+    for key in ("values", "unused"):
+        if not isinstance(spec[key], list) or not all(isinstance(v, (str, int, float)) for v in spec[key]):
+            raise FormatError(f"{key} of column {spec['name']!r} must be a list of text, numbers or booleans.")
+    if len({_key(v) for v in spec["values"]}) != len(spec["values"]):
+        raise FormatError(f"values of column {spec['name']!r} must differ from one another.")
+    return Category(spec["name"], tuple(spec["values"]), tuple(spec["unused"]))
+
+
+def require_keys(spec: dict[str, Any], known: set[str], what: str) -> None:
+    """Refuse a dictionary whose keys are not exactly the known ones."""
+    for key in spec:
+        if key not in known:
+            raise FormatError(f"{what} has the unknown key {key!r}.{suggest(key, known)} Known: {', '.join(sorted(known))}.")
+    for key in sorted(known):
+        if key not in spec:
+            raise FormatError(f"{what} lacks the key {key!r}. The file is incomplete or of another version.")
+
+
+def same(a: Sequence[Value], b: Sequence[Value]) -> bool:
+    """Whether two combinations are the same in value and type."""
+    return len(a) == len(b) and all(_key(u) == _key(v) for u, v in zip(a, b, strict=True))
+
+
+def _key(value: Value) -> tuple[str, Value]:
+    return type(value).__name__, value
+
+
+def _plain(value: Any, name: str) -> Value:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise SchemaError(
+        f"obs[{name!r}] holds {value!r} of type {type(value).__name__}; categories are text, whole numbers, booleans or finite numbers. "
+        f"Convert the column: adata.obs[{name!r}] = adata.obs[{name!r}].astype(str)."
+    )
+
+
+def _floats(series: pd.Series) -> Array:
+    return series.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _refuse_missing(bad: Array, name: str, role: str, what: str) -> None:
+    if bad.any():
+        rows = np.flatnonzero(bad)
+        raise SchemaError(
+            f"obs[{name!r}] ({role}) must have a value for every cell; {len(rows)} of {len(bad)} are {what} (rows {listing(rows)}). "
+            "Fill them in, or remove these cells."
+        )
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,380 @@
+"""``Model``: what a user holds. A schema, a VAE, an objective and a plan; it fits, embeds, predicts, saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trifold import store
+from trifold.cite import bibtex
+from trifold.core import VAE
+from trifold.data import Cells, Schema, open, samplers, splits
+from trifold.errors import FormatError, NotFittedError, SpecError, suggest
+from trifold.provenance import card_of, fingerprint, plain, retargeted, seen_in, was_seen
+from trifold.records import Batch, Progress, Report
+from trifold.spec import from_spec, to_spec
+from trifold.terms import Objective
+from trifold.train import History, Plan, fit, launch, progress_bar
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+KINDS = ("mean", "sample", "residual")
+_CHUNK = 1024  # cells per step of inference
+
+
+class Model:
+    """A model of cells: schema, VAE, objective and plan. Presets make it; nothing of it is meant to be overridden.
+
+    Args:
+        schema: What the data look like.
+        vae: The three conditional distributions and the likelihood.
+        objective: What training minimises.
+        plan: How it is trained, unless ``fit`` is told otherwise.
+        preset: Name of the preset that made it, for citations.
+    """
+
+    def __init__(self, schema: Schema, vae: VAE, objective: Objective, *, plan: Plan | None = None, preset: str | None = None):
+        self.schema = schema
+        self.vae = vae.eval()
+        self.objective = objective.eval()
+        self.plan = plan or Plan()
+        self.preset = preset
+        self.history = History()
+        self.card: dict[str, Any] = {}
+
+    # -- training ------------------------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        data: Any,
+        *,
+        hold_out: Mapping[str, Any] | None = None,
+        epochs: int | None | EllipsisType = ...,
+        batch: int | EllipsisType = ...,
+        lr: float | EllipsisType = ...,
+        validation: float | EllipsisType = ...,
+        patience: int | None | EllipsisType = ...,
+        balance: str | None | EllipsisType = ...,
+        precision: str | EllipsisType = ...,
+        seed: int = 0,
+        device: str = "auto",
+        out: str | Path | None = None,
+        progress: bool = True,
+    ) -> Model:
+        """Train on data; the best weights on watched cells are kept. Arguments left at ``...`` are the preset's own.
+
+        Args:
+            data: AnnData, path to h5ad, or whatever the schema was made of.
+            hold_out: column -> value or list of values: cells that match all entries are never seen.
+            epochs: Passes over the training cells; None: from the size of the data.
+            batch: Cells per minibatch.
+            lr: Learning rate of Adam.
+            validation: Share of the training cells, drawn evenly from all conditions, that is watched and not trained on; 0: none.
+            patience: Epochs without improvement of the watched loss after which training stops; None: no early stopping.
+            balance: Role whose categories get equal shares of each minibatch; None: no balancing.
+            precision: ``"32-true"`` or ``"bf16-mixed"``; likelihood, KL and MMD run in float32 either way.
+            seed: Of the split, the minibatches, dropout and the noise of z. Weights are drawn when the preset is called, from its own seed.
+            device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+            out: Run folder that is written at the end; an earlier run there is replaced.
+            progress: Show a progress bar when a person is looking.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            DataError, SchemaError: The data do not fit the schema, or hold values that cannot be trained on.
+            TrainingError: A loss or gradient is not finite; the weights are those of the last finite step.
+            CheckpointError: ``out`` cannot be written: said before training begins.
+        """
+        if out is not None:
+            store.check_writable(out)
+        plan = self._plan(epochs=epochs, batch=batch, lr=lr, validation=validation, patience=patience, balance=balance, precision=precision)
+        cells = Cells(open(data, x=self.schema.x), self.schema, checked=False)
+        kept = np.ones(cells.n, dtype=bool)
+        if hold_out:
+            kept &= ~splits.held_out(cells.obs, hold_out)
+        if self.schema.empty == "drop":
+            kept &= cells.total > 0
+        train, watched = self._split(cells, np.flatnonzero(kept), plan, seed)
+        sampler = self._sampler(cells, train, plan, seed)
+        count = plan.epochs_for(len(train))
+        network = nn.ModuleDict({"vae": self.vae, "objective": self.objective})
+        with progress_bar(count, show=progress) as show:
+            self.history = fit(
+                network,
+                self._step,
+                lambda epoch: (cells.batch(index) for index in sampler.epoch(epoch)),
+                plan,
+                steps=sampler.steps,
+                epochs=count,
+                validation=(lambda: self._chunks(cells, watched, 512)) if len(watched) else None,
+                seed=seed,
+                device=device,
+                report=show,
+            )
+        self.card = card_of(
+            preset=self.preset,
+            plan=to_spec(plan),
+            seed=seed,
+            hold_out=plain(hold_out or {}),
+            cells={"trained": len(train), "watched": len(watched), "held_out": int(cells.n - kept.sum())},
+            data=fingerprint(self.schema.genes, cells.names, cells.total),
+            seen=seen_in(cells.obs.iloc[np.concatenate([train, watched])], [*self._covariates(), *(hold_out or {})]),
+        )
+        if out is not None:
+            self.save(out)
+        return self
+
+    def _plan(self, **given: Any) -> Plan:
+        plan = replace(self.plan, **{name: value for name, value in given.items() if value is not ...})
+        if plan.balance is not None and plan.balance not in self.schema.roles:
+            raise SpecError(
+                f"balance needs a role of the schema, or None; found {plan.balance!r}.{suggest(plan.balance, self.schema.roles)} "
+                f"It has: {', '.join(self.schema.roles) or 'none'}."
+            )
+        return plan
+
+    def _split(self, cells: Cells, index: np.ndarray, plan: Plan, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        if plan.validation == 0:
+            return index, index[:0]
+        strata = next(iter(cells.code.values()))[index] if cells.code else np.zeros(len(index), dtype=np.int64)
+        train, watched = splits.by_fraction(len(index), plan.validation, seed=seed, stratify=strata)
+        return index[train], index[watched]
+
+    def _sampler(self, cells: Cells, index: np.ndarray, plan: Plan, seed: int) -> Any:
+        if plan.balance is None or len(np.unique(cells.code[plan.balance][index])) < 2:
+            return samplers.Shuffled(index, plan.batch, seed=seed)
+        return samplers.Balanced(index, cells.code[plan.balance], plan.batch, seed=seed)
+
+    def _step(self, batch: Batch, progress: Progress) -> Report:
+        return self.objective(self.vae(batch, progress))  # type: ignore[no-any-return]
+
+    # -- what a trained model answers ----------------------------------------------------------------------------------------------
+
+    def latent(self, data: Any, *, missing: str = "error", unknown: str = "error", device: str = "auto") -> np.ndarray:
+        """Mean of q(z | x, c) of each cell.
+
+        Args:
+            data: Cells with the schema's genes, in any order.
+            missing: ``"zero"`` accepts absent genes as zeros; ``"error"`` names them.
+            unknown: ``"zero"`` accepts unseen categories as all-zero covariates; ``"error"`` names them.
+            device: Where to compute.
+
+        Returns:
+            [n, d] float32, in the order of data's rows. Dimensionless.
+        """
+        cells = Cells(open(data, x=self.schema.x), self.schema, missing=missing, unknown=unknown)
+        return self._collect(cells, np.arange(cells.n), lambda b: self.vae.encode(b).mean, device)
+
+    def predict(
+        self,
+        data: Any,
+        to: Mapping[str, Any],
+        *,
+        where: Mapping[str, Any] | None = None,
+        kind: str = "mean",
+        seed: int = 0,
+        missing: str = "error",
+        device: str = "auto",
+    ) -> AnnData:
+        """The same cells under another condition.
+
+        Each cell is encoded under its own covariates and decoded under those of the target, at its own library size.
+
+        Args:
+            data: The source cells.
+            to: column -> value of the target; columns that are not named stay as they are.
+            where: column -> value or list of values: only cells that match all entries are predicted. None: all.
+            kind: ``"mean"``: expected values; ``"sample"``: a draw, with fresh noise; ``"residual"``: the cell's own values moved from the
+                one distribution to the other, so that it keeps its own noise.
+            seed: Of the draws.
+            missing: ``"zero"`` accepts absent genes as zeros.
+            device: Where to compute.
+
+        Returns:
+            A new AnnData in the units of the x that the model was trained on. Its obs are the source's, with ``target_COLUMN`` for each
+            entry of ``to``, and ``seen``: whether cells of this combination were trained on. ``uns["trifold"]`` says how it was made.
+
+        Raises:
+            SchemaError: An unknown column or value, or no cell matches.
+            SpecError: An unknown kind.
+            NotFittedError: The model was never trained.
+        """
+        import pandas as pd
+        from anndata import AnnData
+        from scipy.sparse import csr_matrix, vstack
+
+        if kind not in KINDS:
+            raise SpecError(f"kind needs one of {', '.join(map(repr, KINDS))}; found {kind!r}.{suggest(kind, KINDS)}")
+        self._need_fit("predict")
+        cells = Cells(open(data, x=self.schema.x), self.schema, missing=missing)
+        index = np.flatnonzero(splits.held_out(cells.obs, where)) if where else np.arange(cells.n)
+        obs = cells.obs.iloc[index]
+        under = retargeted(obs, to, known=self._covariates())
+        design, code = self.schema.covariates(under)
+        generator = torch.Generator().manual_seed(seed)
+        sparse = kind != "mean" and self.schema.kind != "real"
+        parts = []
+        with self._inference(device) as there:
+            for at in _cut(np.arange(len(index))):
+                batch = cells.batch(index[at])
+                target = batch.under(code=_tensors(code, at), **_tensors(design, at))
+                values = self._move(batch.to(there), target.to(there), kind, generator).cpu().numpy()
+                parts.append(csr_matrix(values) if sparse else values)
+        return AnnData(
+            X=vstack(parts, format="csr") if sparse else np.concatenate(parts),
+            obs=obs.assign(**{f"target_{column}": value for column, value in to.items()}, seen=was_seen(under, self.card["seen"])),
+            var=pd.DataFrame(index=list(self.schema.genes)),
+            uns={"trifold": {"kind": kind, "to": plain(to), "seed": seed, "preset": self.preset or "", "x": self.schema.kind}},
+        )
+
+    def expression(self, data: Any, *, missing: str = "error", device: str = "auto") -> np.ndarray:
+        """Denoised expression: the mean of p(x | z, c) at each cell's own covariates, library size and posterior mean.
+
+        Returns:
+            [n, g] float32, in the order of data's rows and the schema's genes, in the units of x.
+        """
+        self._need_fit("expression")
+        cells = Cells(open(data, x=self.schema.x), self.schema, missing=missing)
+        return self._collect(cells, np.arange(cells.n), self._denoise, device)
+
+    def score(self, data: Any, *, seed: int = 0, device: str = "auto") -> pd.DataFrame:
+        """How well the model explains each cell: a one-sample evidence lower bound.
+
+        Returns:
+            A table in the order of data's rows with ``elbo``, ``reconstruction`` (log p(x | z, c)) and ``kl``, in nats per cell.
+        """
+        import pandas as pd
+
+        self._need_fit("score")
+        cells = Cells(open(data, x=self.schema.x), self.schema)
+        generator = torch.Generator().manual_seed(seed)
+
+        def parts(batch: Batch) -> Tensor:
+            from trifold.terms import KL
+
+            p = self.vae(batch, generator=generator)
+            kl, fit_ = KL()(p), self.vae.likelihood.log_prob(p.h, batch)
+            return torch.stack([fit_ - kl, fit_, kl], 1)
+
+        values = self._collect(cells, np.arange(cells.n), parts, "cpu" if device == "auto" else device)
+        return pd.DataFrame(values, index=cells.obs.index, columns=["elbo", "reconstruction", "kl"])
+
+    def cite(self) -> str:
+        """BibTeX entries of trifold, the preset's paper, and the components in use."""
+        return bibtex(to_spec({"vae": self.vae, "objective": self.objective}), preset=self.preset)
+
+    # -- saving --------------------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write a run folder (see docs/one_page.md); a kill at any moment leaves the old run or the new one.
+
+        Raises:
+            CheckpointError: The folder cannot be written.
+        """
+        network = nn.ModuleDict({"vae": self.vae, "objective": self.objective})
+        return store.write_run(
+            path,
+            card=self.card or card_of(preset=self.preset),
+            schema=self.schema.to_spec(),
+            spec=to_spec({"vae": self.vae, "objective": self.objective, "plan": self.plan, "preset": self.preset}),
+            weights=network.state_dict(),
+            history=self.history.to_csv(),
+        )
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.vae.parameters())
+        state = f"trained for {len(self.history)} epochs" if self.history.rows else "not trained"
+        return f"Model({self.preset or 'own'}, {len(self.schema.genes)} genes, {count:,} weights, {state})\n{self.objective}"
+
+    # -- inside --------------------------------------------------------------------------------------------------------------------
+
+    def _move(self, batch: Batch, under: Batch, kind: str, generator: torch.Generator) -> Tensor:
+        z = self.vae.encode(batch).mean
+        target = self.vae.decode(z, under)
+        if kind == "mean":
+            return self.vae.likelihood.mean(target, under)
+        if kind == "sample":
+            return self.vae.likelihood.sample(target, under, generator=generator)
+        return self.vae.likelihood.transport(self.vae.decode(z, batch), target, batch, under, generator=generator)
+
+    def _denoise(self, batch: Batch) -> Tensor:
+        return self.vae.likelihood.mean(self.vae.decode(self.vae.encode(batch).mean, batch), batch)
+
+    def _collect(self, cells: Cells, index: np.ndarray, f: Callable[[Batch], Tensor], device: str) -> np.ndarray:
+        with self._inference(device) as there:
+            parts = [f(cells.batch(at).to(there)).float().cpu().numpy() for at in _cut(index)]
+        return np.concatenate(parts)
+
+    def _inference(self, device: str) -> _Inference:
+        return _Inference(self.vae, launch(device).device)
+
+    def _chunks(self, cells: Cells, index: np.ndarray, size: int) -> Iterator[Batch]:
+        return (cells.batch(at) for at in _cut(index, size))
+
+    def _need_fit(self, verb: str) -> None:
+        if not self.card:
+            raise NotFittedError(
+                f"{verb} needs a trained model; this one has not been trained. Call fit(data) first, or trifold.load(path)."
+            )
+
+    def _covariates(self) -> list[str]:
+        return list(dict.fromkeys(column.name for role in self.schema.roles if role != "label" for column in self.schema.roles[role]))
+
+
+class _Inference:
+    """Evaluation mode, no gradients, on a device; the network is put back after."""
+
+    def __init__(self, network: nn.Module, device: torch.device):
+        self.network = network
+        self.device = device
+        self.no_grad = torch.inference_mode()
+
+    def __enter__(self) -> torch.device:
+        self.network.eval()
+        self.network.to(self.device)
+        self.no_grad.__enter__()
+        return self.device
+
+    def __exit__(self, *error: Any) -> None:
+        self.no_grad.__exit__(*error)
+        self.network.to("cpu")
+
+
+def _cut(index: np.ndarray, size: int = _CHUNK) -> list[np.ndarray]:
+    return [index[start : start + size] for start in range(0, len(index), size)]
+
+
+def _tensors(arrays: Mapping[str, np.ndarray], at: np.ndarray) -> dict[str, Tensor]:
+    return {role: torch.from_numpy(array[at]) for role, array in arrays.items()}
+
+
+def load(path: str | Path, *, trust: Sequence[str] = ()) -> Model:
+    """The model that ``Model.save`` or ``fit(out=...)`` wrote.
+
+    Args:
+        path: Run folder.
+        trust: Classes outside trifold that may be imported, ``"mylab.cycle:Cycle"``.
+
+    Raises:
+        FormatError, CorruptModelError: The folder is not a run, is damaged, or names a class that is not trusted.
+    """
+    parts = store.read_run(path)
+    spec = parts["spec"]
+    if not isinstance(spec, dict) or sorted(spec) != ["objective", "plan", "preset", "vae"]:
+        raise FormatError(f"spec.json of {str(path)!r} must hold vae, objective, plan and preset; found {sorted(spec)}.")
+    built = from_spec(spec, trust=trust)
+    model = Model(Schema.from_spec(parts["schema"]), built["vae"], built["objective"], plan=built["plan"], preset=built["preset"])
+    store.load_weights(nn.ModuleDict({"vae": model.vae, "objective": model.objective}), parts["weights"])
+    model.history = History.from_csv(parts["history"])
+    model.card = parts["card"]
+    return model

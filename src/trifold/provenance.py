@@ -1,0 +1,96 @@
+"""Where a run came from: versions, a fingerprint of the data, and which combinations of covariates were trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trifold.errors import SchemaError, suggest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PACKAGES = ("trifold", "torch", "lightning-fabric", "anndata", "scanpy", "numpy", "scipy", "pandas", "safetensors")
+
+
+def card_of(**facts: Any) -> dict[str, Any]:
+    """The facts of a run with the versions that made it, as plain data."""
+    return {"written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions(), **facts}
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, for those that are installed, and Python's own."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def fingerprint(genes: Sequence[str], names: Any, size: np.ndarray) -> str:
+    """SHA-256 over gene names, cell names and the sums of all cells: says whether two runs saw the same data.
+
+    Args:
+        genes: Names of the genes.
+        names: Names of the cells.
+        size: Sum of each cell, any shape.
+    """
+    digest = hashlib.sha256()
+    for part in (genes, names):
+        digest.update("\x1f".join(map(str, part)).encode("utf-8", "surrogatepass"))
+    digest.update(np.ascontiguousarray(size, dtype=np.float64).tobytes())
+    return digest.hexdigest()
+
+
+def seen_in(obs: pd.DataFrame, columns: Sequence[str]) -> dict[str, Any]:
+    """The combinations of some columns that a table holds, as plain data; columns that it lacks or that are numbers are left out."""
+    there = [c for c in dict.fromkeys(columns) if c in obs and not _is_number(obs[c])]
+    rows = obs[there].astype(object).drop_duplicates()
+    return {"columns": there, "values": [[plain(v) for v in row] for row in rows.itertuples(index=False)]}
+
+
+def was_seen(obs: pd.DataFrame, seen: Mapping[str, Any]) -> np.ndarray:
+    """[n] whether each row's combination was trained on, as far as the table has the columns."""
+    place = [i for i, c in enumerate(seen["columns"]) if c in obs]
+    known = {tuple(row[i] for i in place) for row in seen["values"]}
+    columns = [seen["columns"][i] for i in place]
+    return np.fromiter((tuple(map(plain, row)) in known for row in obs[columns].itertuples(index=False)), dtype=bool, count=len(obs))
+
+
+def retargeted(obs: pd.DataFrame, to: Mapping[str, Any], *, known: Sequence[str]) -> pd.DataFrame:
+    """A copy of a table with some columns set to one value each.
+
+    Raises:
+        SchemaError: A column that is not among the model's covariates.
+    """
+    for column in to:
+        if column not in known:
+            raise SchemaError(
+                f"to= needs covariates of the model; found {column!r}.{suggest(column, known)} It has: {', '.join(known) or 'none'}."
+            )
+    return obs.drop(columns=list(to), errors="ignore").assign(**to)
+
+
+def plain(value: Any) -> Any:
+    """A value, or a mapping or sequence of values, as JSON holds it."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, np.ndarray)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value if isinstance(value, (bool, int, float, str)) or value is None else str(value)
+
+
+def _is_number(column: pd.Series) -> bool:
+    return column.dtype.kind == "f"
