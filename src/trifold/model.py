@@ -17,7 +17,7 @@ from trifold.cite import bibtex
 from trifold.core import VAE
 from trifold.data import Cells, Schema, open, samplers, splits
 from trifold.errors import FormatError, NotFittedError, SpecError, suggest
-from trifold.provenance import card_of, fingerprint, plain, retargeted, seen_in, was_seen
+from trifold.provenance import card_of, fingerprint, plain, seen_in, was_seen
 from trifold.records import Batch, Progress, Report
 from trifold.spec import from_spec, to_spec
 from trifold.terms import Objective
@@ -98,15 +98,15 @@ class Model:
         if out is not None:
             store.check_writable(out)
         plan = self._plan(epochs=epochs, batch=batch, lr=lr, validation=validation, patience=patience, balance=balance, precision=precision)
-        cells = Cells(open(data, x=self.schema.x), self.schema, checked=False)
+        cells = Cells(open(data, x=self.schema.x), self.schema)
         kept = np.ones(cells.n, dtype=bool)
         if hold_out:
             kept &= ~splits.held_out(cells.obs, hold_out)
-        if self.schema.empty == "drop":
-            kept &= cells.total > 0
         train, watched = self._split(cells, np.flatnonzero(kept), plan, seed)
         sampler = self._sampler(cells, train, plan, seed)
         count = plan.epochs_for(len(train))
+        if not self.card:
+            self.vae.likelihood.start(*_moments(cells, train))
         network = nn.ModuleDict({"vae": self.vae, "objective": self.objective})
         with progress_bar(count, show=progress) as show:
             self.history = fit(
@@ -116,6 +116,7 @@ class Model:
                 plan,
                 steps=sampler.steps,
                 epochs=count,
+                cells=len(train),
                 validation=(lambda: self._chunks(cells, watched, 512)) if len(watched) else None,
                 seed=seed,
                 device=device,
@@ -127,7 +128,7 @@ class Model:
             seed=seed,
             hold_out=plain(hold_out or {}),
             cells={"trained": len(train), "watched": len(watched), "held_out": int(cells.n - kept.sum())},
-            data=fingerprint(self.schema.genes, cells.names, cells.total),
+            data=fingerprint(self.schema.genes, cells.names, cells.library),
             seen=seen_in(cells.obs.iloc[np.concatenate([train, watched])], [*self._covariates(), *(hold_out or {})]),
         )
         if out is not None:
@@ -153,7 +154,7 @@ class Model:
     def _sampler(self, cells: Cells, index: np.ndarray, plan: Plan, seed: int) -> Any:
         if plan.balance is None or len(np.unique(cells.code[plan.balance][index])) < 2:
             return samplers.Shuffled(index, plan.batch, seed=seed)
-        return samplers.Balanced(index, cells.code[plan.balance], plan.batch, seed=seed)
+        return samplers.Balanced(index, cells.code[plan.balance][index], plan.batch, seed=seed)
 
     def _step(self, batch: Batch, progress: Progress) -> Report:
         return self.objective(self.vae(batch, progress))  # type: ignore[no-any-return]
@@ -172,7 +173,7 @@ class Model:
         Returns:
             [n, d] float32, in the order of data's rows. Dimensionless.
         """
-        cells = Cells(open(data, x=self.schema.x), self.schema, missing=missing, unknown=unknown)
+        cells = self._cells(data, missing=missing, unknown=unknown)
         return self._collect(cells, np.arange(cells.n), lambda b: self.vae.encode(b).mean, device)
 
     def predict(
@@ -216,10 +217,10 @@ class Model:
         if kind not in KINDS:
             raise SpecError(f"kind needs one of {', '.join(map(repr, KINDS))}; found {kind!r}.{suggest(kind, KINDS)}")
         self._need_fit("predict")
-        cells = Cells(open(data, x=self.schema.x), self.schema, missing=missing)
+        cells = self._cells(data, missing=missing)
         index = np.flatnonzero(splits.held_out(cells.obs, where)) if where else np.arange(cells.n)
         obs = cells.obs.iloc[index]
-        under = retargeted(obs, to, known=self._covariates())
+        under = self.schema.under(obs, to)
         design, code = self.schema.covariates(under)
         generator = torch.Generator().manual_seed(seed)
         sparse = kind != "mean" and self.schema.kind != "real"
@@ -244,7 +245,7 @@ class Model:
             [n, g] float32, in the order of data's rows and the schema's genes, in the units of x.
         """
         self._need_fit("expression")
-        cells = Cells(open(data, x=self.schema.x), self.schema, missing=missing)
+        cells = self._cells(data, missing=missing)
         return self._collect(cells, np.arange(cells.n), self._denoise, device)
 
     def score(self, data: Any, *, seed: int = 0, device: str = "auto") -> pd.DataFrame:
@@ -256,7 +257,7 @@ class Model:
         import pandas as pd
 
         self._need_fit("score")
-        cells = Cells(open(data, x=self.schema.x), self.schema)
+        cells = self._cells(data)
         generator = torch.Generator().manual_seed(seed)
 
         def parts(batch: Batch) -> Tensor:
@@ -327,6 +328,11 @@ class Model:
                 f"{verb} needs a trained model; this one has not been trained. Call fit(data) first, or trifold.load(path)."
             )
 
+    def _cells(self, data: Any, *, missing: str = "error", unknown: str = "error") -> Cells:
+        """The cells to answer for, each of them: what training would drop is kept."""
+        empty = "keep" if self.schema.empty == "drop" else self.schema.empty
+        return Cells(open(data, x=self.schema.x), self.schema, missing=missing, unknown=unknown, empty=empty)
+
     def _covariates(self) -> list[str]:
         return list(dict.fromkeys(column.name for role in self.schema.roles if role != "label" for column in self.schema.roles[role]))
 
@@ -352,6 +358,18 @@ class _Inference:
 
 def _cut(index: np.ndarray, size: int = _CHUNK) -> list[np.ndarray]:
     return [index[start : start + size] for start in range(0, len(index), size)]
+
+
+def _moments(cells: Cells, index: np.ndarray, most: int = 20_000) -> tuple[Tensor, Tensor]:
+    """[g] mean and variance of x over (at most some of) the cells."""
+    some = index[:: -(-len(index) // most)]
+    first, second = torch.zeros(2, len(cells.schema.genes), dtype=torch.float64)
+    for at in _cut(some):
+        x = cells.batch(at).rows.to_dense().double()
+        first += x.sum(0)
+        second += x.square().sum(0)
+    mean = first / len(some)
+    return mean.float(), (second / len(some) - mean**2).clamp_min(0).float()
 
 
 def _tensors(arrays: Mapping[str, np.ndarray], at: np.ndarray) -> dict[str, Tensor]:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trifold.errors import SchemaError, suggest
-
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -63,20 +61,6 @@ def was_seen(obs: pd.DataFrame, seen: Mapping[str, Any]) -> np.ndarray:
     known = {tuple(row[i] for i in place) for row in seen["values"]}
     columns = [seen["columns"][i] for i in place]
     return np.fromiter((tuple(map(plain, row)) in known for row in obs[columns].itertuples(index=False)), dtype=bool, count=len(obs))
-
-
-def retargeted(obs: pd.DataFrame, to: Mapping[str, Any], *, known: Sequence[str]) -> pd.DataFrame:
-    """A copy of a table with some columns set to one value each.
-
-    Raises:
-        SchemaError: A column that is not among the model's covariates.
-    """
-    for column in to:
-        if column not in known:
-            raise SchemaError(
-                f"to= needs covariates of the model; found {column!r}.{suggest(column, known)} It has: {', '.join(known) or 'none'}."
-            )
-    return obs.drop(columns=list(to), errors="ignore").assign(**to)
 
 
 def plain(value: Any) -> Any:

@@ -160,12 +160,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training has come: steps and epochs done, and how many are planned."""
+    """How far training has come: steps and epochs done and planned, and the number of cells that one epoch sees."""
 
     step: int = 0
     steps: int = 1
     epoch: int = 0
     epochs: int = 1
+    cells: int = 1
 
     @property
     def fraction(self) -> float:
@@ -173,9 +174,9 @@ class Progress:
         return min(1.0, self.step / max(1, self.steps))
 
     @staticmethod
-    def done() -> Progress:
+    def done(cells: int = 1) -> Progress:
         """The end of training: schedules give their last value."""
-        return Progress(step=1, steps=1, epoch=1, epochs=1)
+        return Progress(step=1, steps=1, epoch=1, epochs=1, cells=cells)
 
 
 class Coder(Protocol):

@@ -1,6 +1,6 @@
 """The model's pieces: posterior, priors, decoders, likelihoods, and the VAE that holds them."""
 
-from trifold.core.decoder import Decoder
+from trifold.core.decoder import Decoder, EffectDecoder
 from trifold.core.likelihood import Bernoulli, Gaussian, Likelihood, NegativeBinomial, Poisson, ZeroInflated
 from trifold.core.posterior import Posterior
 from trifold.core.prior import ConditionalGaussian, Prior, StandardNormal
@@ -11,6 +11,7 @@ __all__ = [
     "Bernoulli",
     "ConditionalGaussian",
     "Decoder",
+    "EffectDecoder",
     "Gaussian",
     "Likelihood",
     "NegativeBinomial",

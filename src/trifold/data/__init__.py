@@ -1,12 +1,13 @@
 """Data to minibatches: what the data are (``Schema``), where they come from (``open``), and how a model reads them (``Cells``)."""
 
-from trifold.data import sampling, simulate, splits
+from trifold.data import sampling, splits
 from trifold.data.cells import Cells, encode
 from trifold.data.check import Findings, check
 from trifold.data.columns import Category, Number
+from trifold.data.covariates import ROLES
 from trifold.data.sampling import Balanced, Shuffled
-from trifold.data.schema import ROLES, Schema
-from trifold.data.simulate import Study
+from trifold.data.schema import Schema
+from trifold.data.simulate import Study, simulate
 from trifold.data.source import Source, open
 from trifold.data.splits import by_fraction, held_out
 

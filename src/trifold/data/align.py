@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from trifold.data.check import require_option
-from trifold.data.matrix import Array
 from trifold.data.source import PickedSource, Source
 from trifold.errors import DataError, TrifoldWarning, listing
 
@@ -39,7 +38,7 @@ def align(source: Source, genes: tuple[str, ...], *, missing: str = "error") -> 
     columns = np.array([at.get(g, -1) for g in genes], dtype=np.int64)
     absent = [genes[j] for j in np.flatnonzero(columns < 0)]
     if len(absent) == len(genes):
-        raise DataError(f"{source.where}: 0 of {len(genes)} genes match.{alike(source.genes, genes)} Rename adata.var_names to those of the training data.")
+        raise DataError(f"{source.where}: 0 of {len(genes)} genes match.{alike(source.genes, genes)} Rename adata.var_names to match.")
     if absent and missing == "error":
         raise DataError(
             f"{source.where} lacks {len(absent)} of the {len(genes)} genes of the model: {listing(absent)}.{alike(source.genes, absent)} "
@@ -59,7 +58,7 @@ def align(source: Source, genes: tuple[str, ...], *, missing: str = "error") -> 
 
 
 def alike(found: Sequence[str], wanted: Sequence[str]) -> str:
-    """A sentence, beginning with a blank, on how names differ: version suffix, case, or another kind of identifier; else the first of each."""
+    """A sentence, after a blank, on how names differ: version suffix, case, or another kind of identifier; else the first of each."""
     have = set(found)
     for what, change in (("the version suffix", _unversioned), ("case", str.upper)):
         other = {change(g) for g in have}

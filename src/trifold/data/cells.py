@@ -13,10 +13,11 @@ import torch
 
 from trifold.data.align import align
 from trifold.data.check import EMPTY, Findings, check, require_names, require_option
+from trifold.data.covariates import sizes
 from trifold.data.matrix import Array
-from trifold.data.schema import Schema, require_column, sizes
+from trifold.data.schema import Schema
 from trifold.data.source import Source, open, positions
-from trifold.errors import DataError, SchemaError, TrifoldWarning, listing
+from trifold.errors import DataError, TrifoldWarning, listing
 from trifold.records import Batch, Rows
 
 
@@ -24,7 +25,7 @@ class Cells:
     """The cells of a source under a schema. Values are looked at once; covariates are encoded once.
 
     Args:
-        source: A Source, or anything that :func:`trifold.data.open` takes.
+        source: A Source, or anything else that :func:`trifold.data.open` takes.
         schema: Of the training data. Genes are matched to it by name: reordered, extra ones left out with a notice.
         unknown: Unseen or missing covariates: ``"error"``, ``"zero"``, or role -> policy.
         missing: Genes that the source lacks: ``"error"`` or ``"zero"``.
@@ -70,7 +71,8 @@ class Cells:
         kept = np.arange(aligned.n)
         if schema.kind == "counts" and empty == "drop" and len(found.empty_cells):
             kept = np.flatnonzero(found.filled_cells)
-            notices.append(f"{len(found.empty_cells)} of {aligned.n} cells of {found.where} have no count and are dropped: rows {listing(found.empty_cells)}.")
+            gone = f"{len(found.empty_cells)} of {aligned.n} cells of {found.where} have no count"
+            notices.append(f"{gone} and are left out: rows {listing(found.empty_cells)}.")
             warnings.warn(notices[-1], TrifoldWarning, stacklevel=2)
             if not len(kept):
                 raise DataError(f"{found.where} has no count in any of its {aligned.n} cells. Check x=.")
@@ -81,7 +83,6 @@ class Cells:
         self.library: Array = found.library[kept]
         self.design, self.code = schema.covariates(self.obs, unknown=unknown)
         self._source = aligned
-        self._zeros_stored = True
 
     @property
     def n(self) -> int:
@@ -153,8 +154,10 @@ def encode(
         SchemaError: Covariates that do not fit the schema.
     """
     if tuple(rows.shape) != (len(obs), len(schema.genes)):
-        raise DataError(f"rows must have the shape {(len(obs), len(schema.genes))} (cells, genes of the schema); found {tuple(rows.shape)}.")
-    block = rows.tocsr() if sp.issparse(rows) else np.asarray(rows)
+        raise DataError(
+            f"rows must have the shape {(len(obs), len(schema.genes))} (cells, genes of the schema); found {tuple(rows.shape)}."
+        )
+    block: Any = rows.tocsr() if sp.issparse(rows) else np.asarray(rows)
     if sp.issparse(block) and not block.has_canonical_format:
         block = block.copy()
         block.sum_duplicates()
@@ -194,8 +197,8 @@ def rows_of(block: Any, *, sparse: bool) -> Rows:
         row, col = np.nonzero(block)
         val = block[row, col]
         crow = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=shape[0]))])
-    tensors = (torch.from_numpy(np.array(a, dtype=t)) for a, t in ((crow, np.int64), (col, np.int64), (val, np.float32)))
-    return Rows.of_csr(*tensors, shape)
+    crow, col = (torch.from_numpy(np.array(a, dtype=np.int64)) for a in (crow, col))
+    return Rows.of_csr(crow, col, torch.from_numpy(np.array(val, dtype=np.float32)), shape)
 
 
 def _library_sizes(obs: pd.DataFrame, schema: Schema, found: Findings) -> Array:

@@ -126,7 +126,9 @@ class Findings:
                 )
         other = " or pass kind='real' to model the values as they are." if undecided else ' or pass kind="real" (likelihood="gaussian").'
         if kind == "binary" and not self.ones:
-            raise DataError(f"{self.where} must hold 0 and 1 only for kind='binary'; found other values. Pass kind='counts' or kind='real'.")
+            raise DataError(
+                f"{self.where} must hold 0 and 1 only for kind='binary'; found other values. Pass kind='counts' or kind='real'."
+            )
         if kind == "counts" and self.negative.values:
             raise DataError(
                 f"{self.where} must hold raw counts; {_count(self.negative)} are negative (first: {_first(self.negative)}).{self.hint} "
@@ -136,7 +138,7 @@ class Findings:
             share = 100 * self.fractional.cells / max(1, self.shape[0])
             raise DataError(
                 f"{self.where} must hold raw counts; {_count(self.fractional)} in {share:.3g} % of the cells are not whole numbers "
-                f"(first: {_first(self.fractional)}).{self.hint} Pass x=<layer with counts>, fractional='allow' to take them as counts,{other}"
+                f"(first: {_first(self.fractional)}).{self.hint} Pass x=<layer with counts>, fractional='allow' to accept them,{other}"
             )
         if kind == "counts" and empty == "error" and len(self.empty_cells):
             raise DataError(
@@ -191,7 +193,11 @@ def check(source: Source, *, kind: str | None = None, fractional: str = "error",
         filled_cells[start:stop] = cells
         filled += genes
         nonzeros += int(genes.sum())
-        if not hint and (tallies["negative"].values or tallies["fractional"].values) and not (tallies["nan"].values or tallies["inf"].values):
+        if (
+            not hint
+            and (tallies["negative"].values or tallies["fractional"].values)
+            and not (tallies["nan"].values or tallies["inf"].values)
+        ):
             hint = look(block[:256])
     found = Findings(
         where=source.where,
@@ -215,7 +221,7 @@ def require_names(source: Source) -> None:
     """Refuse data without cells or genes, and genes whose names repeat; warn of cells whose names repeat."""
     for axis, size in (("cells", source.n), ("genes", len(source.genes))):
         if size == 0:
-            raise DataError(f"{source.where} must have at least one row (cell) and one column (gene); found no {axis}: {source.n} x {len(source.genes)}.")
+            raise DataError(f"{source.where} must have at least one cell and one gene; found no {axis}: {source.n} x {len(source.genes)}.")
     again = repeated(source.genes)
     if again:
         raise DataError(

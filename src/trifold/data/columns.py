@@ -113,7 +113,7 @@ def codes(series: pd.Series, column: Category, *, role: str, unknown: str) -> Ar
         twin = next((v for v in column.values if str(v) == str(value)), None)
         hint = suggest(value, column.values) if twin is None else f" The known {twin!r} is of type {type(twin).__name__}."
         raise SchemaError(
-            f"obs[{column.name!r}] ({role}) holds {value!r}, which was not there in training ({int(new.sum())} cells, {others} such values)."
+            f"obs[{column.name!r}] ({role}) holds {value!r}, which training did not have ({int(new.sum())} cells, {others} such values)."
             f"{hint} Known: {listing(map(repr, column.values), 10)}. Use one of these, or pass unknown={{{role!r}: 'zero'}}."
         )
     return out
@@ -126,7 +126,9 @@ def numbers(series: pd.Series, column: Number, *, role: str, unknown: str) -> Ar
         SchemaError: A column that is not numeric, or missing or infinite values if unknown is ``"error"``.
     """
     if not (is_number(series) or pd.api.types.is_bool_dtype(series.dtype)):
-        raise SchemaError(f"obs[{column.name!r}] ({role}) must hold numbers, as in training; found dtype {series.dtype}. Convert it with .astype(float).")
+        raise SchemaError(
+            f"obs[{column.name!r}] ({role}) must hold numbers, as in training; found dtype {series.dtype}. Convert it with .astype(float)."
+        )
     values = _floats(series)
     bad = ~np.isfinite(values)
     if unknown == "error":
@@ -187,7 +189,9 @@ def from_spec(spec: Any) -> Column:
     if kind == "number":
         for key in ("mean", "scale"):
             if not _is_float(spec[key]) or (key == "scale" and spec[key] <= 0):
-                raise FormatError(f"{key} of column {spec['name']!r} must be a finite number{' above 0' * (key == 'scale')}; found {spec[key]!r}.")
+                raise FormatError(
+                    f"{key} of column {spec['name']!r} must be a finite number{' above 0' * (key == 'scale')}; found {spec[key]!r}."
+                )
         return Number(spec["name"], float(spec["mean"]), float(spec["scale"]))
     for key in ("values", "unused"):
         if not isinstance(spec[key], list) or not all(isinstance(v, (str, int, float)) for v in spec[key]):

@@ -55,6 +55,6 @@ def _message(obs: pd.DataFrame, first: str, a: str, second: str, b: str, blocks:
     groups = " | ".join("{" + listing(block) + "}" for block in blocks[:5])
     return (
         f"{first!r} ({a}) is confounded with {second!r} ({b}): differences between the groups {groups} of {first!r} cannot be told from "
-        f"differences between values of {second!r}. Results on such differences are guesses; cells that cross the groups would settle them. "
+        f"differences between values of {second!r}. Such results are guesses; cells that cross the groups would settle them. "
         f"Cells:\n{cut.to_string()}{left_out}"
     )

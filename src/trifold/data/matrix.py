@@ -30,7 +30,9 @@ def require_numbers(dtype: Any, where: str) -> None:
     try:
         dtype = np.dtype(dtype)
     except TypeError:
-        raise DtypeError(f"{where} has the dtype {dtype}; needed: integers, float32 or float64. Convert it with .astype('float32').") from None
+        raise DtypeError(
+            f"{where} has the dtype {dtype}; needed: integers, float32 or float64. Convert it with .astype('float32')."
+        ) from None
     if dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize >= 4):
         return
     if dtype.kind == "f":
@@ -46,7 +48,9 @@ def require_numbers(dtype: Any, where: str) -> None:
     )
 
 
-def require_sound(indptr: Array, indices: Array, stored: int, *, shape: tuple[int, int], where: str, axes: tuple[str, str] = ("row", "gene")) -> None:
+def require_sound(
+    indptr: Array, indices: Array, stored: int, *, shape: tuple[int, int], where: str, axes: tuple[str, str] = ("row", "gene")
+) -> None:
     """Refuse a compressed sparse matrix whose pointers or indices do not fit its shape. Reads each of them once.
 
     Args:
@@ -106,7 +110,7 @@ def require_indices(
     at = int(bad[0])
     row = "" if indptr is None else f" in {axes[0]} {first + int(np.searchsorted(indptr, at, side='right')) - 1}"
     raise DataError(
-        f"indices of {where} must lie in 0 to {minor - 1} (one per {axes[1]}); found {indices[at]}{row}, and {len(bad)} such in all. {_REBUILD}"
+        f"indices of {where} must lie in 0 to {minor - 1} (one per {axes[1]}); found {indices[at]}{row} ({len(bad)} such). {_REBUILD}"
     )
 
 

@@ -15,8 +15,8 @@ class Shuffled:
         index: [n] positions of cells.
         batch: Cells in a minibatch; a last minibatch of one cell is merged into the one before.
         seed: Of the order.
-        block: None: any cell may follow any other. Else cells are shuffled in windows of 16 blocks of so many neighbours, with blocks in random
-            order, so that data on disk are read in pieces.
+        block: None: any cell may follow any other. Else blocks of so many neighbours come in random order and cells are shuffled in windows
+            of 16 blocks, so that data on disk are read in pieces.
 
     Raises:
         DataError: No cells, or a batch below one.
@@ -54,7 +54,7 @@ class Balanced:
 
     Args:
         index: [n] positions of cells.
-        codes: [n] condition of each entry of index.
+        codes: [n] condition of each entry of index: ``cells.code["condition"][index]``.
         batch: Cells in a minibatch; a last minibatch of one cell is merged into the one before.
         seed: Of the order.
 

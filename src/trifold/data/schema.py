@@ -10,15 +10,14 @@ import numpy as np
 import pandas as pd
 
 from trifold.data import columns as cols
-from trifold.data.check import EMPTY, FRACTIONAL, KINDS, Findings, check, repeated, require_option
+from trifold.data.check import EMPTY, FRACTIONAL, KINDS, check, repeated, require_option
 from trifold.data.columns import Category, Column, Number, Value
 from trifold.data.confounding import warn_confounded
+from trifold.data.covariates import ROLES, encoded, joint, policies, require_column, sizes
+from trifold.data.covariates import observed as combinations
 from trifold.data.matrix import Array
-from trifold.data.source import Source, open
+from trifold.data.source import open
 from trifold.errors import FormatError, SchemaError, listing, suggest
-
-ROLES = ("condition", "invariant", "spurious", "label")
-UNKNOWN = ("error", "zero")
 
 _KEYS = {"genes", "x", "kind", "roles", "observed", "size", "fractional", "empty", "density"}
 
@@ -73,7 +72,7 @@ class Schema:
             condition, invariant, spurious, label: Columns of obs, one or several. Numeric columns are continuous; make an integer column
                 categorical to have categories.
             size: Column of obs with library sizes (counts per cell); None: the sum over genes.
-            kind: ``"counts"``, ``"real"`` or ``"binary"``; None: chosen from the data (booleans are binary, whole nonnegative numbers counts).
+            kind: ``"counts"``, ``"real"`` or ``"binary"``; None: chosen from the data (booleans: binary; whole, not negative: counts).
             fractional: ``"allow"`` takes nonnegative values that are not whole as counts.
             empty: Cells without a count: ``"error"``, ``"drop"`` or ``"keep"``.
             obs: [n, columns], for arrays, DataFrames and sparse matrices.
@@ -101,7 +100,7 @@ class Schema:
         found.warn()
         roles = {r: tuple(cols.describe(source.obs[n], name=n, role=r) for n in names) for r, names in asked.items()}
         _refuse_numeric_label(roles)
-        observed = {r: _observed(source.obs, c, r) for r, c in roles.items()}
+        observed = {r: combinations(source.obs, c, r) for r, c in roles.items()}
         warn_confounded(source.obs, {r: [c.name for c in cs if isinstance(c, Category)] for r, cs in roles.items()})
         return cls(source.genes, kind, source.x, roles, observed, size, fractional, empty, round(found.density, 6))
 
@@ -109,11 +108,15 @@ class Schema:
         for name, options in (("kind", KINDS), ("fractional", FRACTIONAL), ("empty", EMPTY)):
             require_option(name, getattr(self, name), options)
         if repeated(self.genes) or not self.genes:
-            raise SchemaError(f"A schema needs genes of different names; found {len(self.genes)}, repeated: {listing(repeated(self.genes)) or 'none'}.")
+            raise SchemaError(
+                f"A schema needs genes of different names; found {len(self.genes)}, repeated: {listing(repeated(self.genes)) or 'none'}."
+            )
         for role in self.roles:
             require_option("role", role, ROLES)
         if set(self.observed) != set(self.roles):
-            raise SchemaError(f"observed must have the roles {listing(self.roles) or '(none)'}; found {listing(self.observed) or '(none)'}.")
+            raise SchemaError(
+                f"observed must have the roles {listing(self.roles) or '(none)'}; found {listing(self.observed) or '(none)'}."
+            )
 
     @property
     def sparse(self) -> bool:
@@ -152,8 +155,8 @@ class Schema:
         Args:
             obs: [n, columns].
             roles: Those wanted; None for all that the schema has. A role that the schema lacks is left out.
-            unknown: ``"error"`` refuses unseen and missing values, ``"zero"`` gives them a design of zeros and the code -1; or role -> policy
-                (roles not named: ``"error"``). A label that obs lacks is always unknown.
+            unknown: ``"error"`` refuses unseen and missing values, ``"zero"`` gives them a design of zeros and the code -1; or
+                role -> policy (roles not named: ``"error"``). A label that obs lacks is always unknown.
 
         Returns:
             (design: role -> [n, c] float32, one-hot categories and standardised numbers; code: role -> [n] int64, position in
@@ -173,12 +176,12 @@ class Schema:
                 continue
             for column in columns:
                 require_column(obs, column.name, role=role)
-            design[role], parts, bad = _encoded(obs, columns, role, policy[role])
-            code[role] = _joint(parts, bad, columns, self.observed[role])
+            design[role], parts, bad = encoded(obs, columns, role, policy[role])
+            code[role] = joint(parts, bad, columns, self.observed[role])
         return design, code
 
     def seen(self, obs: pd.DataFrame, roles: Sequence[str] | None = None) -> dict[str, Array]:
-        """role -> [n] whether the joint combination of the role's categories occurred in training."""
+        """Role -> [n] whether the joint combination of the role's categories occurred in training."""
         _, code = self.covariates(obs, roles, unknown="zero")
         return {role: c >= 0 for role, c in code.items()}
 
@@ -239,15 +242,23 @@ class Schema:
             raise FormatError(f"density of a schema must lie in 0 to 1; found {density!r}.")
         roles = {r: tuple(cols.from_spec(c) for c in _list(cs, f"role {r!r}")) for r, cs in _dict(spec["roles"], "roles").items()}
         observed = {}
-        for role, combinations in _dict(spec["observed"], "observed").items():
+        for role, found in _dict(spec["observed"], "observed").items():
             known = [c for c in roles.get(role, ()) if isinstance(c, Category)]
-            observed[role] = tuple(tuple(_list(o, "a combination")) for o in _list(combinations, f"observed[{role!r}]"))
+            observed[role] = tuple(tuple(_list(o, "a combination")) for o in _list(found, f"observed[{role!r}]"))
             for o in observed[role]:
                 if len(o) != len(known) or not all(any(cols.same([v], [w]) for w in c.values) for v, c in zip(o, known, strict=True)):
                     raise FormatError(f"observed[{role!r}] of a schema holds {o!r}, which is not made of the role's categories.")
         try:
             return cls(
-                tuple(spec["genes"]), spec["kind"], spec["x"], roles, observed, spec["size"], spec["fractional"], spec["empty"], float(density)
+                tuple(spec["genes"]),
+                spec["kind"],
+                spec["x"],
+                roles,
+                observed,
+                spec["size"],
+                spec["fractional"],
+                spec["empty"],
+                float(density),
             )
         except SchemaError as error:
             raise FormatError(f"The saved schema cannot be used: {error}") from None
@@ -256,92 +267,6 @@ class Schema:
         for role in roles or ():
             require_option("role", role, ROLES)
         return [r for r in ROLES if r in self.roles and (roles is None or r in roles)]
-
-
-
-def policies(unknown: str | Mapping[str, str]) -> dict[str, str]:
-    """role -> what becomes of unseen and missing values, ``"error"`` or ``"zero"``, for every role."""
-    if isinstance(unknown, str):
-        require_option("unknown", unknown, UNKNOWN)
-        return dict.fromkeys(ROLES, unknown)
-    for role, policy in unknown.items():
-        require_option("a role of unknown", role, ROLES)
-        require_option(f"unknown[{role!r}]", policy, UNKNOWN)
-    return {r: unknown.get(r, "error") for r in ROLES}
-
-
-def require_column(obs: pd.DataFrame, name: str, *, role: str, other: Mapping[str, Sequence[str]] | None = None) -> None:
-    """Refuse a column that obs lacks or has twice; the message says where else the name occurs and what obs has."""
-    have = [str(c) for c in obs.columns]
-    if have.count(name) == 1:
-        return
-    if name in have:
-        raise SchemaError(f"obs has {have.count(name)} columns {name!r} ({role}); needed: one. Rename the others.")
-    if not have:
-        raise SchemaError(f"{role}={name!r} needs a column of obs, but these data have none. Pass obs=<DataFrame with {name!r}>, or AnnData.")
-    place = next((k for k, keys in (other or {}).items() if name in keys), None)
-    hint = f" There is one in {place}: copy a column of it to obs." if place else suggest(name, have)
-    raise SchemaError(f"obs has no column {name!r} ({role}).{hint} It has: {listing(have, 10)}.")
-
-
-def sizes(obs: pd.DataFrame, name: str, *, other: Mapping[str, Sequence[str]] | None = None) -> Array:
-    """[n] float64 library sizes from a column of obs, in counts.
-
-    Raises:
-        SchemaError: No such column, or values that are not finite and above 0.
-    """
-    require_column(obs, name, role="size", other=other)
-    if not cols.is_number(obs[name]):
-        raise SchemaError(f"obs[{name!r}] (size) must hold numbers; found dtype {obs[name].dtype}.")
-    values = obs[name].to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-    if len(bad):
-        raise SchemaError(
-            f"obs[{name!r}] (size) must hold finite library sizes above 0; {len(bad)} cells do not (first: row {bad[0]}, {values[bad[0]]:.6g})."
-            " Correct them, or leave size out to sum over genes."
-        )
-    return values
-
-
-def _encoded(obs: pd.DataFrame, columns: Sequence[Column], role: str, unknown: str) -> tuple[Array, list[Array], Array]:
-    """([n, c] design, [n] codes of each categorical column, [n] whether any column is unknown)."""
-    blocks, parts, bad = [], [], np.zeros(len(obs), dtype=bool)
-    for column in columns:
-        if isinstance(column, Number):
-            values = cols.numbers(obs[column.name], column, role=role, unknown=unknown)
-            blocks.append(values[:, None])
-            bad |= cols.missing_number(obs[column.name])
-            continue
-        part = cols.codes(obs[column.name], column, role=role, unknown=unknown)
-        hot = np.zeros((len(obs), len(column.values)), dtype=np.float32)
-        at = np.flatnonzero(part >= 0)
-        hot[at, part[at]] = 1.0
-        blocks.append(hot)
-        parts.append(part)
-        bad |= part < 0
-    return np.concatenate(blocks, axis=1), parts, bad
-
-
-def _joint(parts: Sequence[Array], bad: Array, columns: Sequence[Column], observed: Sequence[tuple[Value, ...]]) -> Array:
-    """[n] position of each cell's combination among those observed, -1 if unknown or not observed."""
-    known = [c for c in columns if isinstance(c, Category)]
-    cell = np.zeros(len(bad), dtype=np.int64)
-    combination = np.zeros(len(observed), dtype=np.int64)
-    for k, (part, column) in enumerate(zip(parts, known, strict=True)):
-        place = np.array([next(i for i, v in enumerate(column.values) if cols.same([v], [o[k]])) for o in observed], dtype=np.int64)
-        cell, combination = cell * len(column.values) + np.maximum(part, 0), combination * len(column.values) + place
-    order = np.argsort(combination)
-    at = order[np.searchsorted(combination, cell, sorter=order).clip(max=len(order) - 1)]
-    return np.where(bad | (combination[at] != cell), -1, at)
-
-
-def _observed(obs: pd.DataFrame, columns: Sequence[Column], role: str) -> tuple[tuple[Value, ...], ...]:
-    known = [c for c in columns if isinstance(c, Category)]
-    if not known:
-        return ((),)
-    parts = [cols.codes(obs[c.name], c, role=role, unknown="error") for c in known]
-    both = np.unique(np.stack(parts, 1), axis=0)
-    return tuple(tuple(c.values[i] for c, i in zip(known, row, strict=True)) for row in both)
 
 
 def _names(given: str | Sequence[str], role: str) -> list[str]:

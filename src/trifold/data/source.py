@@ -99,6 +99,8 @@ class MemorySource(Source):
         if sp.issparse(matrix):
             self._indptr, self._indices, self._data, shape = to_csr(matrix, where)
             self._dense: Array | None = None
+            short = self._indptr.dtype == self._indices.dtype == np.int32  # scipy copies all indices of other types at each look-up
+            self._csr = csr(self._indptr, self._indices, self._data, shape) if short else None
         else:
             self._dense = np.asarray(matrix)
             require_numbers(self._dense.dtype, where)
@@ -119,6 +121,8 @@ class MemorySource(Source):
             first, last = int(self._indptr[index.start]), int(self._indptr[index.stop])
             crow = self._indptr[index.start : index.stop + 1].astype(np.int64) - first
             return csr(crow, self._indices[first:last], self._data[first:last], (len(crow) - 1, len(self.genes)))
+        if self._csr is not None:
+            return self._csr[index]
         crow, at = gather(self._indptr, index)
         return csr(crow, self._indices[at], self._data[at], (len(index), len(self.genes)))
 
@@ -213,12 +217,16 @@ def require_fit(shape: tuple[int, int], obs: pd.DataFrame, genes: Sequence[str],
     if len(obs) != shape[0]:
         raise DataError(f"{where} has {shape[0]} rows but obs has {len(obs)}. They must be the same cells in the same order.")
     if len(genes) != shape[1]:
-        raise DataError(f"{where} has {shape[1]} columns but there are {len(genes)} gene names. They must be the same genes in the same order.")
+        raise DataError(
+            f"{where} has {shape[1]} columns but there are {len(genes)} gene names. They must be the same genes in the same order."
+        )
 
 
 def which(x: str | None, layers: Sequence[str], obsm: Sequence[str], raw: bool, what: str) -> tuple[str, str]:
     """(group, key) of the matrix that x names: ``("layers", "counts")``; with a message that lists what there is."""
-    found = [("layers", x) for k in layers if k == x] + [("obsm", x) for k in obsm if k == x] + ([("raw", "X")] if raw and x == "raw" else [])
+    found = (
+        [("layers", x) for k in layers if k == x] + [("obsm", x) for k in obsm if k == x] + ([("raw", "X")] if raw and x == "raw" else [])
+    )
     if x is None or (x == "X" and not found):
         return "X", "X"
     if len(found) > 1:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from trifold.data.columns import factorize, is_number
+from trifold.data.covariates import require_column
 from trifold.data.matrix import Array
-from trifold.data.schema import require_column
 from trifold.errors import DataError, SchemaError, listing, suggest
 
 
@@ -103,6 +103,8 @@ def _one_of(series: pd.Series, options: list[Any], name: str) -> Array:
         found = [j for j, v in enumerate(values) if v == option and isinstance(v, bool) == isinstance(option, bool) and j in present]
         if not found:
             shown = [v for j, v in enumerate(values) if j in present]
-            raise SchemaError(f"obs[{name!r}] has no cell with {option!r}.{suggest(option, shown)} It has: {listing(map(repr, shown), 10)}.")
+            raise SchemaError(
+                f"obs[{name!r}] has no cell with {option!r}.{suggest(option, shown)} It has: {listing(map(repr, shown), 10)}."
+            )
         at += found
     return np.isin(code, at)

@@ -152,7 +152,9 @@ def of_backed(data: Any, where: str, other: dict[str, tuple[str, ...]]) -> Sourc
     rows, columns = (root.obs_names.get_indexer(data.obs_names), root.var_names.get_indexer(data.var_names))
     if root.obs_names.has_duplicates or root.var_names.has_duplicates:
         rows, columns = (_positions(data, "_oidx", root.n_obs), _positions(data, "_vidx", root.n_vars))
-    return PickedSource(source, rows=rows, columns=None if data.n_vars == root.n_vars and (columns == np.arange(root.n_vars)).all() else columns)
+    return PickedSource(
+        source, rows=rows, columns=None if data.n_vars == root.n_vars and (columns == np.arange(root.n_vars)).all() else columns
+    )
 
 
 def _positions(view: Any, name: str, n: int) -> Array:
@@ -246,7 +248,9 @@ def _refuse_links(group: Any, path: str) -> None:
             link = here.get(name, getlink=True)
             full = f"{here.name.rstrip('/')}/{name}"
             if isinstance(link, h5py.ExternalLink):
-                raise DataError(f"{full} of {path!r} is a link to another file ({link.filename!r}); it is not read. Copy the data into the file.")
+                raise DataError(
+                    f"{full} of {path!r} is a link to another file ({link.filename!r}); it is not read. Copy the data into the file."
+                )
             if not isinstance(link, h5py.HardLink):
                 continue
             item = here[name]

@@ -71,7 +71,9 @@ def mmd2(predicted: Any, real: Any, *, pca: PCA | None = None, bandwidth: float 
     x, y = _points(predicted, real, pca)
     sigma = median_bandwidth(y) if bandwidth is None else bandwidth
     if not sigma > 0:
-        raise EvaluationError(f"a bandwidth above zero is needed; found {sigma:.3g}. Pass bandwidth= (a variance), or real cells that vary.")
+        raise EvaluationError(
+            f"a bandwidth above zero is needed; found {sigma:.3g}. Pass bandwidth= (a variance), or real cells that vary."
+        )
 
     def kernel(d2: Points) -> Points:
         return np.asarray(np.exp(d2 / (-2 * sigma)))

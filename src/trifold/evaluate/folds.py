@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from trifold.errors import EvaluationError, listing, suggest
 from trifold.evaluate.genes import labels, paired_means, top_genes, variable_genes
-from trifold.evaluate.space import Index, Kind, Matrix, Values, dense, fit_pca, kind_of, matrix, mean, to_score
+from trifold.evaluate.space import Index, Kind, Matrix, Values, dense, fit_pca, kind_of, matrix, to_score
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def make_fold(
     for name, col, value in ((group, groups, held), (condition, conditions, source), (condition, conditions, target)):
         needs(name, col, value)
     if source == target:
-        raise EvaluationError(f"two conditions are needed; source and target are both {source!r}. Pass target= another value of {condition!r}.")
+        raise EvaluationError(
+            f"two conditions are needed; source and target are both {source!r}. Pass target= another value of {condition!r}."
+        )
     own = groups == held
     out = own & (conditions == target)
     real, control = np.flatnonzero(out & trusted), np.flatnonzero(own & (conditions == source) & trusted)
@@ -103,7 +105,7 @@ def make_fold(
         )
     if kind is None:
         kind = kind_of(matrix(adata, layer=layer))
-    seen = ~(own & np.isin(conditions.astype(str), [str(t) for t in (target, *targets)]))
+    seen = ~(own & np.logical_or.reduce([conditions == t for t in (target, *targets)]))
     genes = variable_genes(adata[seen], n_top_genes, kind=kind, layer=layer)
     x = to_score(matrix(adata, layer=layer)[:, genes], kind=kind)
     shown = ~out & trusted

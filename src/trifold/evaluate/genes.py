@@ -44,9 +44,7 @@ def variable_genes(data: Any, k: int = 2000, *, kind: Kind = "counts", layer: st
     return np.sort(np.argsort(-_dispersion(lognorm(x)), kind="stable")[:k])
 
 
-def top_genes(
-    x: Matrix, groups: Any, *, conditions: Any, source: Any, target: Any, k: int = 20, held: Any = None
-) -> Index:
+def top_genes(x: Matrix, groups: Any, *, conditions: Any, source: Any, target: Any, k: int = 20, held: Any = None) -> Index:
     """Index of the ``k`` genes that change most from source to target, averaged over training groups, strongest first.
 
     The change of a gene in a group is the absolute difference of its two means; groups weigh the same whatever their size.
@@ -67,7 +65,7 @@ def top_genes(
     """
     means = paired_means(x, groups, conditions=conditions, source=source, target=target, held=held)
     change = np.abs(means[2] - means[1]).mean(0)
-    return np.argsort(-change, kind="stable")[:k]
+    return np.asarray(np.argsort(-change, kind="stable")[:k])
 
 
 def paired_means(
@@ -133,4 +131,4 @@ def _dispersion(x: Matrix) -> NDArray[np.float64]:
         warnings.simplefilter("ignore")  # scanpy on its own defaults; nothing of ours is hidden
         table = scanpy.pp.highly_variable_genes(anndata.AnnData(x), flavor="seurat", n_top_genes=1, inplace=False)
     value = np.asarray(table["dispersions_norm"], dtype=np.float64)
-    return np.where(np.isfinite(value), value, -np.inf)
+    return np.asarray(np.where(np.isfinite(value), value, -np.inf))

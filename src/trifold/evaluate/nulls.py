@@ -45,7 +45,9 @@ def other_groups(x: Matrix, groups: Any, *, conditions: Any, held: Any, source: 
     rng = np.random.default_rng(seed)
     n, k = len(known.control), len(known.names)
     share = np.full(k, n // k) + (rng.permutation(k) < n % k)
-    rows = [_draw(np.flatnonzero((groups == name) & (conditions == target)), size, rng) for name, size in zip(known.names, share, strict=True)]
+    rows = [
+        _draw(np.flatnonzero((groups == name) & (conditions == target)), size, rng) for name, size in zip(known.names, share, strict=True)
+    ]
     return dense(x[rng.permutation(np.concatenate(rows))])
 
 

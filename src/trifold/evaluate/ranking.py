@@ -39,7 +39,9 @@ def de_genes(cells: Any, control: Any, *, k: int = 100, test: str = "t-test") ->
     data = anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=[str(i) for i in range(x.shape[1])]))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # scanpy's fold changes of real values and of genes without variance; only ranks are read
-        scanpy.tl.rank_genes_groups(data, "side", groups=["cells"], reference="control", method=test, rankby_abs=True, n_genes=min(k, x.shape[1]))
+        scanpy.tl.rank_genes_groups(
+            data, "side", groups=["cells"], reference="control", method=test, rankby_abs=True, n_genes=min(k, x.shape[1])
+        )
     return np.asarray(data.uns["rank_genes_groups"]["names"]["cells"]).astype(int)
 
 
@@ -97,7 +99,8 @@ def discrimination(predicted: Any, real: Any, *, metric: str = "euclidean") -> N
     p, r = pair(predicted, real)
     if len(p) != len(r) or len(p) < 2:
         raise EvaluationError(
-            f"one predicted and one real mean for each of two targets or more are needed; found {len(p)} and {len(r)}. Pass one row per target."
+            f"one predicted and one real mean for each of two targets or more are needed; found {len(p)} and {len(r)}. "
+            "Pass one row per target."
         )
     d = cdist(p.astype(np.float64), r.astype(np.float64), metric)
     right = np.diag(d)[:, None]

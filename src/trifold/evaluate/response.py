@@ -20,8 +20,7 @@ def correlation(a: Vector, b: Vector) -> float:
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     x, y = a - a.mean(), b - b.mean()
     size_x, size_y = np.linalg.norm(x), np.linalg.norm(y)
-    tiny = 1e-12 * np.sqrt(len(a))
-    if size_x <= tiny * max(1.0, np.abs(a).max()) or size_y <= tiny * max(1.0, np.abs(b).max()):
+    if size_x <= 1e-12 * np.linalg.norm(a) or size_y <= 1e-12 * np.linalg.norm(b):  # constant up to rounding; all zero too
         return 0.0
     return float(np.clip((x / size_x) @ (y / size_y), -1.0, 1.0))
 
@@ -97,7 +96,8 @@ def variance_concordance(predicted: Any, real: Any) -> float:
     """Concordance over genes of the log variance over cells, in [-1, 1]; 1 is perfect.
 
     Unlike :func:`r2_var` it is not ruled by a few genes, and a prediction whose variances are all too small loses. To each
-    variance is added one hundredth of the median positive variance of the real cells, so that silent genes count as equal.
+    variance is added the median positive variance of the real cells, below which variances of a few hundred sparse cells
+    are noise: with a hundredth of it, control cells of the Kang data score above real ones.
 
     Args:
         predicted: [n, g] predicted cells in score space.
@@ -113,7 +113,7 @@ def variance_concordance(predicted: Any, real: Any) -> float:
     a, b = _var(p), _var(r)
     if not (b > 0).any():
         return float("nan")
-    floor = 0.01 * np.median(b[b > 0])
+    floor = np.median(b[b > 0])
     return concordance(np.log(a + floor), np.log(b + floor))
 
 
@@ -139,9 +139,7 @@ def zero_concordance(predicted: Any, real: Any) -> float:
     return concordance((p <= ZERO).mean(0), b)
 
 
-def bootstrap(
-    metric: Callable[[Any, Any], float], predicted: Any, real: Any, *, times: int = 100, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap(metric: Callable[[Any, Any], float], predicted: Any, real: Any, *, times: int = 100, seed: int = 0) -> tuple[float, float]:
     """Mean and standard deviation of a metric over resamples of the cells, both samples drawn anew with replacement.
 
     The published error bars of R² are of this kind. They know the cells' noise, not that of training: report seeds too.
@@ -175,7 +173,9 @@ def pair(predicted: Any, real: Any) -> tuple[NDArray[Any], NDArray[Any]]:
             f"predicted and real cells need the same genes; found {p.shape[1]} and {r.shape[1]}. Subset both to the same var_names."
         )
     if not (len(p) and len(r)):
-        raise EvaluationError(f"one cell or more is needed on both sides; found {len(p)} predicted and {len(r)} real. Check the group's name.")
+        raise EvaluationError(
+            f"one cell or more is needed on both sides; found {len(p)} predicted and {len(r)} real. Check the group's name."
+        )
     return p, r
 
 

@@ -17,7 +17,7 @@ from trifold.evaluate.folds import Fold, column, make_fold, mask_of, needs
 from trifold.evaluate.nulls import DRAWN, NULLS, Null
 from trifold.evaluate.ranking import discrimination
 from trifold.evaluate.score import score
-from trifold.evaluate.space import Kind, Values, dense, mean, to_score
+from trifold.evaluate.space import Kind, Values, dense, kind_of, matrix, mean, to_score
 
 Predict = Callable[..., Any]
 COLUMNS = ["group", "target", "seed", "method", "kind", "metric", "value"]
@@ -93,7 +93,10 @@ def leave_combinations_out(
     methods = {"model": predict} if callable(predict) else dict(predict)
     targets = [target] if isinstance(target, str) or not isinstance(target, Sequence) else list(target)
     _check_names(methods, nulls, seeds, targets)
-    chosen = _scorable(adata, condition=condition, group=group, source=source, targets=targets, groups=groups, mask=score_mask, least=min_cells)
+    kind = kind_of(matrix(adata, layer=layer)) if kind is None else kind
+    chosen = _scorable(
+        adata, condition=condition, group=group, source=source, targets=targets, groups=groups, mask=score_mask, least=min_cells
+    )
     rows: list[tuple[Any, ...]] = []
     for held, own in chosen.items():
         means: Means = {}
@@ -132,9 +135,7 @@ def _scored(
         done: tuple[dict[str, float], tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
         for seed in seeds:
             if done is None or name in DRAWN:
-                cells = null(
-                    fold.x, fold.groups, conditions=fold.conditions, held=fold.group, source=source, target=fold.target, seed=seed
-                )
+                cells = null(fold.x, fold.groups, conditions=fold.conditions, held=fold.group, source=source, target=fold.target, seed=seed)
                 done = score(cells, fold.real, fold.control, **kept), (mean(cells), truth)
             yield name, "null", seed, *done
     for seed in seeds if splits > 0 and len(fold.real) >= 4 else ():
@@ -213,6 +214,8 @@ def _check_names(methods: Mapping[str, Any], nulls: Mapping[str, Any], seeds: Se
     taken = set(nulls) | {"ceiling"}
     clash = sorted(set(methods) & taken)
     if clash:
-        raise EvaluationError(f"names of methods must differ from those of nulls and ceiling; found {listing(clash)}. Rename them in predict=.")
+        raise EvaluationError(
+            f"names of methods must differ from those of nulls and ceiling; found {listing(clash)}. Rename them in predict=."
+        )
     if not len(seeds) or not len(targets):
         raise EvaluationError(f"one seed and one target or more are needed; found {len(seeds)} and {len(targets)}. Pass seeds=(0, 1, 2).")

@@ -26,7 +26,9 @@ def higher_is_better(metric: str) -> bool:
         return True
     if metric.startswith(LOWER):
         return False
-    raise EvaluationError(f"a metric whose direction is known is needed; found {metric!r}. Begin its name with one of {', '.join(HIGHER + LOWER)}.")
+    raise EvaluationError(
+        f"a metric whose direction is known is needed; found {metric!r}. Begin its name with one of {', '.join(HIGHER + LOWER)}."
+    )
 
 
 def score(

@@ -29,7 +29,9 @@ def matrix(data: Any, *, layer: str | None = None) -> Matrix:
     """
     if hasattr(data, "obs") and hasattr(data, "layers"):
         if layer is not None and layer not in data.layers:
-            raise EvaluationError(f"layer {layer!r} is needed; the AnnData has {sorted(map(str, data.layers)) or 'none'}. Pass layer=None for X.")
+            raise EvaluationError(
+                f"layer {layer!r} is needed; the AnnData has {sorted(map(str, data.layers)) or 'none'}. Pass layer=None for X."
+            )
         data = data.X if layer is None else data.layers[layer]
     if sp.issparse(data):
         return data.tocsr()
@@ -47,14 +49,15 @@ def dense(data: Any) -> Values:
     """
     x = matrix(data)
     x = x.toarray() if sp.issparse(x) else x
-    x = x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32)
+    x = np.asarray(x, dtype=x.dtype if np.issubdtype(x.dtype, np.floating) else np.float32)
     if not np.isfinite(x).all():
         row, gene = np.argwhere(~np.isfinite(x))[0]
         count = int((~np.isfinite(x)).sum())
         raise EvaluationError(
-            f"finite values are needed; {count} are NaN or infinite (first: row {row}, gene {gene}). Drop these cells, or repair the prediction."
+            f"finite values are needed; {count} are NaN or infinite (first: row {row}, gene {gene}). "
+            "Drop these cells, or repair the prediction."
         )
-    return x
+    return np.asarray(x)
 
 
 def mean(x: Matrix) -> NDArray[np.float64]:

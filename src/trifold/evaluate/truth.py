@@ -27,7 +27,9 @@ def log_change(mean: Any, base: Any, *, pseudocount: float = 0.01) -> NDArray[np
     """
     a, b = np.asarray(mean, dtype=np.float64), np.asarray(base, dtype=np.float64)
     if a.shape != b.shape:
-        raise EvaluationError(f"both means need the same shape; found {a.shape} and {b.shape}. Average cells first, or pass the same cells.")
+        raise EvaluationError(
+            f"both means need the same shape; found {a.shape} and {b.shape}. Average cells first, or pass the same cells."
+        )
     for side in (a, b):
         if not np.isfinite(side).all() or side.min(initial=0) < 0:
             raise EvaluationError(
@@ -64,7 +66,8 @@ def mean_error(predicted: Any, true: Any, base: Any, *, kind: Kind = "counts", p
         p, t = (np.asarray(v, dtype=np.float64) - np.asarray(base, dtype=np.float64) for v in (predicted, true))
     else:
         raise EvaluationError(
-            f"all means need the same shape; found {np.shape(predicted)}, {np.shape(true)} and {np.shape(base)}. Pass the same cells or genes."
+            f"all means need the same shape; found {np.shape(predicted)}, {np.shape(true)} and {np.shape(base)}. "
+            "Pass the same cells or genes."
         )
     if not (np.isfinite(p).all() and np.isfinite(t).all()):
         raise EvaluationError("finite means are needed; found NaN or infinity. Drop these cells, or repair the prediction.")

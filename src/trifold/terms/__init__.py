@@ -4,5 +4,6 @@ from trifold.terms.base import Term
 from trifold.terms.elbo import KL, NLL
 from trifold.terms.mmd import MMD, mmd2, mmd2_groups
 from trifold.terms.objective import Objective
+from trifold.terms.shrinkage import Shrinkage
 
-__all__ = ["KL", "MMD", "NLL", "Objective", "Term", "mmd2", "mmd2_groups"]
+__all__ = ["KL", "MMD", "NLL", "Objective", "Shrinkage", "Term", "mmd2", "mmd2_groups"]

@@ -30,6 +30,7 @@ def fit(
     *,
     steps: int,
     epochs: int,
+    cells: int,
     validation: Callable[[], Iterable[Batch]] | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -46,6 +47,7 @@ def fit(
         plan: Learning rate, patience and the like.
         steps: Minibatches per epoch, for schedules.
         epochs: Number of epochs at most.
+        cells: Number of training cells.
         validation: () -> the minibatches to watch. None: no early stopping, the last weights are kept.
         seed: Of dropout and of the noise of z.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
@@ -67,34 +69,35 @@ def fit(
         optimizer = _optimizer(trained, plan)
         best, best_loss, since = _copy(network), math.inf, 0
         guard = _Guard(network, every=1 if fabric.device.type == "cpu" else _CHECK_EVERY)
-        done = 0
+        done, lr = 0, plan.lr
         try:
             for epoch in range(epochs):
                 began = time.perf_counter()
                 mean = _Mean()
                 for batch in batches(epoch):
-                    at = Progress(step=done, steps=steps * epochs, epoch=epoch, epochs=epochs)
+                    at = Progress(step=done, steps=steps * epochs, epoch=epoch, epochs=epochs, cells=cells)
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr * plan.rate(at)
                     optimizer.zero_grad(set_to_none=True)
                     with fabric.autocast():
                         out = step(batch.to(fabric.device), at)
                     out.loss.backward()
                     norm = nn.utils.clip_grad_norm_(trained, plan.clip if plan.clip is not None else math.inf)
-                    guard.look(out, norm, done, lr=optimizer.param_groups[0]["lr"])
+                    guard.look(out, norm, done, lr=lr)
                     optimizer.step()
                     mean.add(out, batch.n)
                     done += 1
-                row = {"epoch": epoch, "step": done, "lr": optimizer.param_groups[0]["lr"], **mean.row("train")}
+                row = {"epoch": epoch, "step": done, "lr": lr * plan.rate(at), **mean.row("train")}
                 if validation is not None:
-                    row |= _watch(network, step, validation(), fabric, seed)
+                    row |= _watch(network, step, validation(), fabric, seed, cells)
                     loss = row["validation/loss"]
                     if not math.isfinite(loss):
-                        guard.stop(done, "validation loss", optimizer.param_groups[0]["lr"])
+                        guard.stop(done, "validation loss", lr)
                     since = 0 if loss < best_loss - 1e-4 * abs(best_loss if math.isfinite(best_loss) else 0) else since + 1
                     if loss < best_loss:
                         best, best_loss = _copy(network), loss
                     if plan.plateau is not None and since > 0 and since % plan.plateau == 0:
-                        for group in optimizer.param_groups:
-                            group["lr"] = max(group["lr"] * 0.3, 1e-6)
+                        lr = max(lr * 0.3, 1e-6)
                 row["seconds"] = time.perf_counter() - began
                 history.add(row)
                 if report is not None:
@@ -185,14 +188,14 @@ class _Mean:
         return {f"{prefix}/{name}": float(total) / max(1, self.cells) for name, total in self.total.items()}
 
 
-def _watch(network: nn.Module, step: Step, batches: Iterable[Batch], fabric: Any, seed: int) -> dict[str, float]:
+def _watch(network: nn.Module, step: Step, batches: Iterable[Batch], fabric: Any, seed: int, cells: int) -> dict[str, float]:
     """Mean over the watched cells, with the last weights of every schedule and the same noise each time."""
     mean = _Mean()
     network.eval()
     with torch.no_grad(), _own_noise(seed, fabric.device):
         for batch in batches:
             with fabric.autocast():
-                mean.add(step(batch.to(fabric.device), Progress.done()), batch.n)
+                mean.add(step(batch.to(fabric.device), Progress.done(cells)), batch.n)
     network.train()
     return mean.row("validation")
 

@@ -28,6 +28,15 @@ class Likelihood(Component, nn.Module, ABC):
         """[n] log p(x | h) in nats, summed over genes: exact, aware of sparse rows. h: [n, h]."""
 
     @abstractmethod
+    def start(self, mean: Tensor, var: Tensor) -> None:
+        """Set the biases so that untrained features give the data's mean; training begins there.
+
+        Args:
+            mean: [g] mean of x over the training cells.
+            var: [g] variance of x.
+        """
+
+    @abstractmethod
     def distribution(self, h: Tensor, batch: Batch) -> Distribution:
         """p(x | h) per cell and gene, of batch shape [n, g]."""
 

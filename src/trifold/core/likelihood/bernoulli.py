@@ -35,6 +35,11 @@ class Bernoulli(Likelihood):
         self.genes = genes
         self.out = nn.Linear(features, genes)
 
+    @torch.no_grad()
+    def start(self, mean: Tensor, var: Tensor) -> None:
+        """Bias: the log odds of a one."""
+        self.out.bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
+
     def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
         """[n] nats: -softplus(logit) everywhere, plus the logit at ones."""
         logits = self.out(h).float()

@@ -46,6 +46,11 @@ class NegativeBinomial(Likelihood):
         self.out = nn.Linear(features, genes)
         self.log_theta = _log_theta(genes, dispersion, conditions)
 
+    @torch.no_grad()
+    def start(self, mean: Tensor, var: Tensor) -> None:
+        """Bias: the log of each gene's share of the counts."""
+        self.out.bias.copy_(log_share(mean))
+
     def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
         """[n] nats."""
         log_theta = theta_of(self.log_theta, batch, self.role)
@@ -94,6 +99,11 @@ class ZeroInflated(Likelihood):
         nn.init.constant_(self.gate.bias, -2.0)  # few structural zeros to begin with
         self.log_theta = _log_theta(genes, dispersion, conditions)
 
+    @torch.no_grad()
+    def start(self, mean: Tensor, var: Tensor) -> None:
+        """Bias: the log of each gene's share of the counts."""
+        self.out.bias.copy_(log_share(mean))
+
     def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
         """[n] nats."""
         log_theta = theta_of(self.log_theta, batch, self.role)
@@ -131,6 +141,11 @@ class Poisson(Likelihood):
         self.genes = genes
         self.out = nn.Linear(features, genes)
 
+    @torch.no_grad()
+    def start(self, mean: Tensor, var: Tensor) -> None:
+        """Bias: the log of each gene's share of the counts."""
+        self.out.bias.copy_(log_share(mean))
+
     def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
         """[n] nats. The rates of a cell sum to its library size, so only the nonzeros are visited."""
         log_mean = torch.log_softmax(self.out(h).float(), 1) + log_size(batch)
@@ -165,6 +180,12 @@ class PoissonDistribution(torch.distributions.Poisson):
 def log_size(batch: Batch) -> Tensor:
     """[n, 1] log library size; an empty cell counts as one molecule, so that nothing becomes infinite."""
     return torch.log(batch.size.clamp_min(1.0))
+
+
+def log_share(mean: Tensor) -> Tensor:
+    """[g] log share of each gene; one that never occurs gets a thousandth of an even share."""
+    share = mean / mean.sum().clamp_min(1e-12)
+    return torch.log(share + 1e-3 / len(mean))
 
 
 def theta_of(log_theta: Tensor, batch: Batch, role: str) -> Tensor:

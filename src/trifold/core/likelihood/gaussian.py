@@ -59,6 +59,16 @@ class Gaussian(Likelihood):
             nn.init.zeros_(self.spread.weight)
             nn.init.constant_(self.spread.bias, math.log(value))
 
+    @torch.no_grad()
+    def start(self, mean: Tensor, var: Tensor) -> None:
+        """Bias: the mean. Learned variances: the data's, at least a thousandth of their average."""
+        self.out.bias.copy_(mean)
+        log_var = torch.log(var.clamp_min(1e-3 * float(var.mean()) + 1e-8))
+        if self.log_var is not None:
+            self.log_var.copy_(log_var)
+        if self.spread is not None:
+            self.spread.bias.copy_(log_var)
+
     def mean(self, h: Tensor, batch: Batch) -> Tensor:
         """[n, g] expected value."""
         mean = self.out(h).float()
