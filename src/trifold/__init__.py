@@ -32,7 +32,29 @@ _HOME = {
 }
 _MODULES = ("evaluate", "report")
 
-__all__ = [*_HOME, *_MODULES, "__version__"]
+__all__ = [
+    "KL",
+    "MMD",
+    "NLL",
+    "VAE",
+    "Likelihood",
+    "Model",
+    "Objective",
+    "Prior",
+    "Ramp",
+    "Schema",
+    "Term",
+    "TrifoldError",
+    "TrifoldWarning",
+    "__version__",
+    "check",
+    "evaluate",
+    "load",
+    "open",
+    "report",
+    "simulate",
+    "trvae",
+]
 
 if TYPE_CHECKING:
     from trifold import evaluate, report
@@ -40,7 +62,7 @@ if TYPE_CHECKING:
     from trifold.data import Schema, check, open, simulate
     from trifold.errors import TrifoldError, TrifoldWarning
     from trifold.model import Model, load
-    from trifold.presets import trvae
+    from trifold.presets.trvae import trvae
     from trifold.schedule import Ramp
     from trifold.terms import KL, MMD, NLL, Objective, Term
 

@@ -102,6 +102,6 @@ def suggest(word: object, options: Iterable[object]) -> str:
 
 def listing(items: Iterable[object], most: int = 5) -> str:
     """The first items, comma separated, with a count of those left out: ``"a, b, c, … (7 more)"``."""
-    items = [str(i) for i in items]
-    shown = ", ".join(items[:most])
-    return shown if len(items) <= most else f"{shown}, … ({len(items) - most} more)"
+    words = [str(i) for i in items]
+    shown = ", ".join(words[:most])
+    return shown if len(words) <= most else f"{shown}, … ({len(words) - most} more)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import MutableMapping, Sequence
 from typing import Any
@@ -67,9 +68,8 @@ class MLP(Component, nn.Module):
         self.dropout = dropout
         self.init = init
         bias = norm != "batch"
-        widths = [inputs, *self.hidden]
-        self.first = RowsLinear(inputs, widths[1], covariates=covariates, bias=bias) if self.hidden else None
-        self.linears = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in zip(widths[1:-1], widths[2:], strict=True))
+        self.first = RowsLinear(inputs, self.hidden[0], covariates=covariates, bias=bias) if self.hidden else None
+        self.linears = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in itertools.pairwise(self.hidden))
         self.norms = nn.ModuleList(_norm(norm, w) for w in self.hidden)
         self.activate = nn.LeakyReLU(slope) if activation == "leaky_relu" else ACTIVATIONS[activation]()
         self.drop = nn.Dropout(dropout)

@@ -106,7 +106,8 @@ class Rows:
 
     def to(self, device: torch.device | str) -> Rows:
         """The same rows on another device."""
-        return replace(self, **{k: _moved(getattr(self, k), device) for k in ("dense", "crow", "col", "val")})
+        dense, crow, col, val = (_moved(part, device) for part in (self.dense, self.crow, self.col, self.val))
+        return Rows(self.shape, dense=dense, crow=crow, col=col, val=val)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def arguments(cls: type) -> list[str]:
     owner = next(c for c in cls.__mro__ if "__init__" in vars(c))
     if not issubclass(owner, Component):
         return []
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]  # type: ignore[misc]
     travelling = [p for p in parameters if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     if travelling:
         raise SpecError(f"{cls.__name__}.__init__ must name every argument; found *{travelling[0].name}.")

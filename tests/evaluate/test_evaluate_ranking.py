@@ -52,3 +52,10 @@ def test_de_overlap_of_independent_genes_is_near_chance():
     rng = np.random.default_rng(0)
     values = [de_overlap(*(rng.normal(size=(6, 60)) for _ in range(2)), np.zeros((2, 60)), k=15, by="change") for _ in range(30)]
     assert abs(np.mean(values) - 0.25) < 4 * np.std(values) / np.sqrt(30)
+
+
+def test_de_overlap_with_a_known_truth_is_the_same():
+    rng = np.random.default_rng(0)
+    control, real, predicted = (rng.normal(size=(20, 50)) for _ in range(3))
+    truth = de_genes(real, control, k=30)
+    assert de_overlap(predicted, real, control, k=20, truth=truth) == de_overlap(predicted, real, control, k=20)

@@ -39,7 +39,7 @@ def test_predict_never_sees_a_held_out_cell_and_sees_all_others():
     data = crossed()
 
     def look(train, controls, seed):
-        held = controls.obs["type"].unique().item()
+        held = controls.obs["type"].iloc[0]
         assert set(controls.obs["stim"]) == {"control"}
         out = set(data.obs_names[(data.obs["type"] == held) & (data.obs["stim"] == "drug")])
         assert set(train.obs_names) == set(data.obs_names) - out

@@ -53,10 +53,10 @@ def test_projection_of_sparse_and_dense_cells_keeps_the_same_distances():
 
 
 def test_fitting_a_pca_leaves_the_global_generator():
-    np.random.seed(3)  # noqa: NPY002
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(3)
+    state = np.random.get_state()[1].copy()
     fit_pca(lognorm(crossed()), 5)
-    assert np.array_equal(state, np.random.get_state()[1])  # noqa: NPY002
+    assert np.array_equal(state, np.random.get_state()[1])
 
 
 def test_variable_genes_are_scanpys_and_the_same_for_sparse_and_dense():

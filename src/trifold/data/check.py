@@ -257,7 +257,7 @@ def repeated(names: Sequence[object] | Array) -> list[str]:
 
 def look(block: Any) -> str:
     """What some rows look like, as a sentence that begins with a blank, or nothing: log1p, scaled, or normalised per cell."""
-    dense = np.asarray(block.todense() if sp.issparse(block) else block, dtype=np.float64)
+    dense = np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float64)
     if dense.min() < 0:
         near = np.abs(dense.mean(0)) < 0.5 * np.maximum(dense.std(0), 1e-12)
         return " The matrix looks scaled (genes have mean 0)." if near.mean() > 0.5 else ""

@@ -250,18 +250,18 @@ def _of_anndata(data: Any, x: str | None) -> Source:
     group, key = which(x, list(data.layers.keys()), list(data.obsm.keys()), data.raw is not None, "the AnnData")
     where, other = label_of(group, key), {k: tuple(map(str, getattr(data, k).keys())) for k in ("obsm", "layers", "uns")}
     kept = {"obs": data.obs, "x": None if group == "X" else x, "where": where, "other": other}
-    if group == "X" and data.isbacked:
-        from trifold.data.stored import of_backed
-
-        return of_backed(data, where, other)
     root = data
     while getattr(root, "is_view", False) and getattr(root, "_adata_ref", None) is not None:
         root = root._adata_ref
-    if root is not data:  # a view subsets in compiled code: check what it reads first
-        matrix = _matrix_of(root, group, key)
+    matrix = _matrix_of(root, group, key)
+    if group != "obsm" and type(getattr(matrix, "group", matrix)).__module__.startswith(("h5py", "zarr")):
+        from trifold.data.stored import of_backed
+
+        return of_backed(getattr(matrix, "group", matrix), root, data, group, kept)
+    if root is not data:  # a view subsets in compiled code, so what it reads is looked at first
         if sp.issparse(matrix):
-            to_csr(matrix, where) if matrix.format != "csr" else MemorySource(matrix, where=where)
-    matrix = _matrix_of(data, group, key)
+            to_csr(matrix, where)
+        matrix = _matrix_of(data, group, key)
     if matrix is None:
         raise DataError(f"The AnnData has no X. Name a layer: x={next(iter(data.layers), 'counts')!r}.")
     genes = list(data.raw.var_names) if group == "raw" else list(data.var_names)

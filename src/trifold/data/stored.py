@@ -129,7 +129,7 @@ def open_path(path: str, x: str | None) -> Source:
             genes = tuple(map(str, whole.columns)) if isinstance(whole, pd.DataFrame) else genes
     kept: dict[str, Any] = {"obs": obs, "genes": genes, "x": None if group == "X" else x, "where": where, "other": keys}
     if whole is not None:
-        return _whole(whole, where, kept)
+        return _whole(whole, kept)
 
     @contextmanager
     def opener() -> Iterator[Any]:
@@ -139,31 +139,30 @@ def open_path(path: str, x: str | None) -> Source:
     return H5adSource(opener, **kept)
 
 
-def of_backed(data: Any, where: str, other: dict[str, tuple[str, ...]]) -> Source:
-    """The cells of a backed AnnData, or of a view of one, through the file that it holds open."""
-    root = data
-    while root.is_view:
-        root = root._adata_ref
-    element = getattr(root.X, "group", root.X)
-    kept: dict[str, Any] = {"obs": root.obs, "genes": tuple(root.var_names), "x": None, "where": where, "other": other}
-    source = _whole(_read(element), where, kept) if _form(element) == "csc" else H5adSource(lambda: nullcontext(element), **kept)
+def of_backed(element: Any, root: Any, data: Any, group: str, kept: dict[str, Any]) -> Source:
+    """The cells of a backed AnnData, or of a view of one, through the file that it holds open.
+
+    Args:
+        element: The matrix on disk.
+        root: The AnnData that holds it.
+        data: root itself, or a view of it.
+        group: ``"X"``, ``"raw"`` or ``"layers"``.
+        kept: x, where and other, as in :class:`Source`.
+    """
+    genes = tuple(map(str, (root.raw if group == "raw" else root).var_names))
+    kept = {**kept, "obs": root.obs, "genes": genes}
+    source = _whole(_read(element), kept) if _form(element) == "csc" else H5adSource(lambda: nullcontext(element), **kept)
     if root is data:
         return source
-    rows, columns = (root.obs_names.get_indexer(data.obs_names), root.var_names.get_indexer(data.var_names))
-    if root.obs_names.has_duplicates or root.var_names.has_duplicates:
-        rows, columns = (_positions(data, "_oidx", root.n_obs), _positions(data, "_vidx", root.n_vars))
-    return PickedSource(
-        source, rows=rows, columns=None if data.n_vars == root.n_vars and (columns == np.arange(root.n_vars)).all() else columns
-    )
+    rows = np.arange(root.n_obs)[data._oidx]
+    columns = np.arange(root.n_vars)[data._vidx]
+    same = group == "raw" or np.array_equal(columns, np.arange(root.n_vars))
+    return PickedSource(source, rows=rows, columns=None if same else columns)
 
 
-def _positions(view: Any, name: str, n: int) -> Array:
-    return np.arange(n)[getattr(view, name)]
-
-
-def _whole(matrix: Any, where: str, kept: dict[str, Any]) -> Source:
+def _whole(matrix: Any, kept: dict[str, Any]) -> Source:
     warnings.warn(
-        f"{where} is not stored by rows (CSR or dense), so it is read into memory whole. Write it as CSR to have it read in blocks.",
+        f"{kept['where']} is not stored by rows (CSR or dense), so it is read into memory whole. Write it as CSR to have it read in blocks.",
         TrifoldWarning,
         stacklevel=4,
     )

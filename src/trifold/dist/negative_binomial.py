@@ -44,7 +44,7 @@ class NegativeBinomial(Distribution):
         return -self.theta * spread + torch.where(value > 0, value * log_f, torch.zeros_like(log_f)) + rest
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: torch.Size = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # type: ignore[override]  # noqa: B008
         """Counts, drawn as a Poisson whose rate is gamma distributed."""
         shape = self._extended_shape(sample_shape)
         return draw_counts(self.mu.expand(shape), self.theta.expand(shape), generator=generator)
@@ -84,7 +84,7 @@ class ZeroInflated(Distribution):
         return torch.where(value > 0, base, torch.logaddexp(self.logits, base)) - soft
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: torch.Size = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # type: ignore[override]  # noqa: B008
         """Counts with structural zeros."""
         counts = self.base.sample(sample_shape, generator=generator)
         kept = torch.bernoulli(torch.sigmoid(-self.logits).expand(counts.shape), generator=generator)

@@ -98,8 +98,9 @@ def paired_means(
 
 def labels(values: Any) -> NDArray[Any]:
     """[n] object array of labels, None where one is missing: from a column, a list or an array."""
-    column = pd.Series(np.asarray(values, dtype=object), dtype=object)
-    return np.asarray(column.where(column.notna(), None), dtype=object)
+    out = np.array(values, dtype=object)
+    out[pd.isna(out)] = None
+    return out
 
 
 def _means(x: Matrix, groups: NDArray[Any], names: list[Any], keep: NDArray[np.bool_]) -> NDArray[np.float64]:

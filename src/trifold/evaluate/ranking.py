@@ -46,7 +46,14 @@ def de_genes(cells: Any, control: Any, *, k: int = 100, test: str = "t-test") ->
 
 
 def de_overlap(
-    predicted: Any, real: Any, control: Any, *, k: int = 100, by: Literal["test", "change"] = "test", test: str = "t-test"
+    predicted: Any,
+    real: Any,
+    control: Any,
+    *,
+    k: int = 100,
+    by: Literal["test", "change"] = "test",
+    test: str = "t-test",
+    truth: Index | None = None,
 ) -> float:
     """Share of the ``k`` genes that differ most between real and control cells that also differ most in the prediction, in [0, 1].
 
@@ -61,20 +68,21 @@ def de_overlap(
         k: How many genes; never more than half of them are taken, or the overlap would be high by chance.
         by: How predicted genes are ranked.
         test: Method of :func:`scanpy.tl.rank_genes_groups`.
+        truth: What ``de_genes(real, control)`` says, k genes or more, where it is known already.
 
     Raises:
         EvaluationError: A sample has under two cells, the genes differ in number, or ``by`` is neither.
     """
     p, r = pair(predicted, real)
     k = max(1, min(k, p.shape[1] // 2))
-    truth = de_genes(r, control, k=k, test=test)
+    right = de_genes(r, control, k=k, test=test) if truth is None else truth[:k]
     if by == "test":
         found = de_genes(p, control, k=k, test=test)
     elif by == "change":
         found = np.argsort(-np.abs(mean(p) - mean(dense(control))), kind="stable")[:k]
     else:
         raise EvaluationError(f"by must be 'test' or 'change'; found {by!r}. Pass by='test'.")
-    return len(set(found.tolist()) & set(truth.tolist())) / k
+    return len(set(found.tolist()) & set(right.tolist())) / k
 
 
 def discrimination(predicted: Any, real: Any, *, metric: str = "euclidean") -> NDArray[np.float64]:

@@ -91,7 +91,7 @@ def leave_combinations_out(
         TrifoldWarning: Groups are left out because they have too few cells.
     """
     methods = {"model": predict} if callable(predict) else dict(predict)
-    targets = [target] if isinstance(target, str) or not isinstance(target, Sequence) else list(target)
+    targets = list(target) if pd.api.types.is_list_like(target) else [target]
     _check_names(methods, nulls, seeds, targets)
     kind = kind_of(matrix(adata, layer=layer)) if kind is None else kind
     chosen = _scorable(

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 
 from trifold.errors import EvaluationError
 from trifold.evaluate.distance import e_distance, mmd2
-from trifold.evaluate.ranking import de_overlap
+from trifold.evaluate.ranking import de_genes, de_overlap
 from trifold.evaluate.response import pair, pearson_delta, r2_mean, r2_var, rmse_delta, variance_concordance, zero_concordance
 
 HIGHER = ("pearson", "r2", "variance_concordance", "zero_concordance", "de_overlap", "discrimination")
@@ -82,7 +82,8 @@ def score(
     out["mmd2"] = mmd2(p, r, pca=pca)
     out["variance_concordance"] = variance_concordance(p, r)
     out["zero_concordance"] = zero_concordance(p, r)
+    known = de_genes(r, c, k=max(de)) if de else None
     for size in de:
-        out[f"de_overlap_{size}"] = de_overlap(p, r, c, k=size)
-        out[f"de_overlap_change_{size}"] = de_overlap(p, r, c, k=size, by="change")
+        out[f"de_overlap_{size}"] = de_overlap(p, r, c, k=size, truth=known)
+        out[f"de_overlap_change_{size}"] = de_overlap(p, r, c, k=size, by="change", truth=known)
     return out

@@ -119,7 +119,7 @@ def to_score(data: Any, *, kind: Kind, layer: str | None = None) -> Matrix:
 
 
 def fit_pca(x: Matrix, components: int = 30, *, seed: int = 0) -> PCA:
-    """Principal components of real cells in score space, fewer where cells or genes are few. Sparse is never made dense.
+    """Principal components of real cells in score space, fewer where cells or genes are few. Sparse stays sparse.
 
     Args:
         x: [n, g] cells in score space; two at least.
@@ -135,9 +135,9 @@ def fit_pca(x: Matrix, components: int = 30, *, seed: int = 0) -> PCA:
     n, g = x.shape
     if n < 2:
         raise EvaluationError(f"a PCA needs two cells or more; found {n}. Pass the real cells of all groups.")
-    components = max(1, min(components, n - 1, g - 1 if sp.issparse(x) else g))
-    if sp.issparse(x) and g < 2:
+    if sp.issparse(x) and components >= min(n - 1, g):  # ARPACK finds no full set, and this matrix has a short side
         x = x.toarray()
+    components = max(1, min(components, n - 1, g))
     solver = "arpack" if sp.issparse(x) else ("full" if min(n, g) <= 500 else "randomized")
     return PCA(components, svd_solver=solver, random_state=seed).fit(x)
 

@@ -48,22 +48,30 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     _check(table)
     if not (table["kind"] == "model").any():
         raise EvaluationError("a model's scores are needed for a summary; found nulls and ceilings only. Use averages(table).")
-    per_seed = table.groupby(["kind", "method", "metric", "seed"], sort=False)["value"].mean()
-    over = per_seed.groupby(level=["kind", "method", "metric"], sort=False).agg(["mean", "std"])
     rows = []
-    for metric in dict.fromkeys(table["metric"]):
-        here = over.xs(metric, level="metric")
-        nulls = here.loc["null", "mean"].dropna() if "null" in here.index.get_level_values("kind") else pd.Series(dtype=float)
-        best = None if nulls.empty else (nulls.idxmax() if higher_is_better(str(metric)) else nulls.idxmin())
-        null = np.nan if best is None else float(nulls[best])
-        top = float(here.loc[("ceiling", "ceiling"), "mean"]) if ("ceiling", "ceiling") in here.index else np.nan
-        gap = top - null
-        open_gap = gap > 0 if higher_is_better(str(metric)) else gap < 0
-        for method, row in here.loc["model"].iterrows() if "model" in here.index.get_level_values("kind") else ():
-            closed = (row["mean"] - null) / gap if open_gap else np.nan
-            rows.append((metric, method, row["mean"], row["std"], best, null, top, closed))
+    for metric in dict.fromkeys(table["metric"].tolist()):
+        here = table[table["metric"] == metric]
+        sign = 1.0 if higher_is_better(str(metric)) else -1.0
+        nulls = {m: v for m, (v, _) in _by_method(here, "null").items() if np.isfinite(v)}
+        best = max(nulls, key=lambda m: sign * nulls[m]) if nulls else None
+        null = np.nan if best is None else nulls[best]
+        top = next(iter(_by_method(here, "ceiling").values()), (np.nan, np.nan))[0]
+        for method, (value, spread) in _by_method(here, "model").items():
+            closed = (value - null) / (top - null) if sign * (top - null) > 0 else np.nan
+            rows.append((metric, method, value, spread, best, null, top, closed))
     out = pd.DataFrame(rows, columns=["metric", "method", "mean", "sd", "best_null", "null", "ceiling", "gap_closed"])
     return out.set_index(["metric", "method"])
+
+
+def _by_method(table: pd.DataFrame, kind: str) -> dict[str, tuple[float, float]]:
+    """Method -> mean over groups and seeds, and standard deviation over seeds of the mean over groups, of one metric."""
+    out = {}
+    own = table[table["kind"] == kind]
+    for method in dict.fromkeys(own["method"].tolist()):
+        rows = own[own["method"] == method]
+        per_seed = [float(rows.loc[rows["seed"] == seed, "value"].mean()) for seed in dict.fromkeys(rows["seed"].tolist())]
+        out[str(method)] = float(np.mean(per_seed)), float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else np.nan
+    return out
 
 
 def _check(table: pd.DataFrame) -> None:

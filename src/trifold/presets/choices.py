@@ -7,7 +7,7 @@ from trifold.data import Schema
 from trifold.errors import SchemaError, SpecError, suggest
 
 _FOR_KIND = {"counts": "negative_binomial", "real": "gaussian", "binary": "bernoulli"}
-LIKELIHOODS = {
+LIKELIHOODS: dict[str, type[Gaussian | NegativeBinomial | ZeroInflated | Poisson | Bernoulli]] = {
     "gaussian": Gaussian,
     "negative_binomial": NegativeBinomial,
     "zero_inflated": ZeroInflated,
@@ -40,9 +40,9 @@ def likelihood_for(schema: Schema, features: int, *, name: str | None, dispersio
             f"Pass x=<layer with {cls.kind}> to Schema.of, or choose likelihood={_FOR_KIND[schema.kind]!r}."
         )
     genes = len(schema.genes)
-    if cls in (NegativeBinomial, ZeroInflated):
-        return cls(features, genes, dispersion=dispersion, conditions=len(schema.categories(role)), role=role)  # type: ignore[call-arg]
-    return cls(features, genes)  # type: ignore[call-arg]
+    if issubclass(cls, (NegativeBinomial, ZeroInflated)):
+        return cls(features, genes, dispersion=dispersion, conditions=len(schema.categories(role)), role=role)
+    return cls(features, genes)
 
 
 def role_of(schema: Schema, name: str | None) -> str | None:

@@ -99,7 +99,7 @@ def _plain(
     rank: int,
     shrinkage: float,
 ) -> Model:
-    style = {"norm": "layer", "activation": "gelu", "dropout": 0.1}
+    style: dict[str, Any] = {"norm": "layer", "activation": "gelu", "dropout": 0.1}
     transform = "lognorm" if schema.kind == "counts" else "none"
     encoder = MLP(len(schema.genes), hidden, **style)
     decoder = EffectDecoder(
@@ -131,7 +131,7 @@ def _published(
             f"The published trVAE is Gaussian on log-normalised values; found {schema.kind} values and likelihood={likelihood!r}. "
             "Normalise first (scanpy.pp.normalize_total, scanpy.pp.log1p) and make the schema of that layer, or leave out published=True."
         )
-    style = {"norm": "batch", "activation": "leaky_relu", "slope": 0.3, "dropout": 0.2, "init": "glorot_normal"}
+    style: dict[str, Any] = {"norm": "batch", "activation": "leaky_relu", "slope": 0.3, "dropout": 0.2, "init": "glorot_normal"}
     style["covariates"] = schema.width("condition")
     decoder = Decoder(MLP(latent, tuple(reversed(hidden)), **style), roles=("condition",))
     vae = VAE(

@@ -80,8 +80,8 @@ def mmd2_groups(
 ) -> Tensor:
     r"""Squared MMD over all pairs of groups, from one Gram matrix. Dimensionless.
 
-    With :math:`M_{ij}` the mean of the kernel between groups i and j, :math:`\mathrm{MMD}^2_{ij} = M_{ii} + M_{jj} - 2 M_{ij}`; no loop over
-    pairs. Groups with fewer than two cells are left out; with fewer than two groups the value is 0.
+    With :math:`M_{ij}` the mean of the kernel between groups i and j, :math:`\mathrm{MMD}^2_{ij} = M_{ii} + M_{jj} - 2 M_{ij}`; no loop
+    over pairs. Groups with fewer than two cells are left out; with fewer than two groups the value is 0.
 
     Args:
         y: [n, h] samples.

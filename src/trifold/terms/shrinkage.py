@@ -14,7 +14,8 @@ class Shrinkage(Term):
 
     .. math:: \frac{1}{n} \left(\sum_j \|U_j\|^2 + \mathrm{shared} \sum_j \|\delta_j\|^2\right)
 
-    with n the number of training cells. A Gaussian prior on the weights: where z says nothing about the effect, U goes to 0 and the effect falls back on the mean effect.
+    with n the number of training cells. A Gaussian prior on the weights: where z says nothing about the effect, U goes to 0 and the
+    effect falls back on the mean effect.
     For an ``EffectDecoder`` and any likelihood with one output layer ``out``.
 
     Args:

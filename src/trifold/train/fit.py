@@ -131,7 +131,7 @@ def launch(device: str, precision: str = "32-true") -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Fabric's own dependencies, at import
         from lightning_fabric import Fabric
-    return Fabric(accelerator=device, devices=1, precision=precision)
+    return Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]
 
 
 class _Guard:
