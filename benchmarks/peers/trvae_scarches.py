@@ -65,6 +65,7 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--epochs", type=int, default=2000)
     p.add_argument("--patience", type=int, default=750)
+    p.add_argument("--reduce-lr", action="store_true", help="a tenth of the learning rate after 13 epochs without progress")
     p.add_argument("--loss", choices=("mse", "nb"), default="mse")
     p.add_argument("--hidden", type=int, nargs="+", default=[128, 128])
     p.add_argument("--latent", type=int, default=10)
@@ -114,7 +115,9 @@ def main() -> None:
                 "early_stopping_metric": "val_unweighted_loss",
                 "threshold": 0,
                 "patience": a.patience,
-                "reduce_lr": False,
+                "reduce_lr": a.reduce_lr,
+                "lr_patience": 13,
+                "lr_factor": 0.1,
             },
             seed=a.seed,
             monitor=False,

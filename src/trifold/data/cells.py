@@ -94,6 +94,11 @@ class Cells:
         """[n] names of the cells."""
         return np.asarray(self.obs.index)
 
+    @property
+    def block(self) -> int | None:
+        """Neighbouring cells that are best read together, for :class:`Shuffled`; None in memory."""
+        return self._source.block
+
     def batch(self, index: Sequence[int] | Array, device: torch.device | str = "cpu") -> Batch:
         """Some cells as a minibatch, in the order asked for.
 

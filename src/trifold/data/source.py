@@ -28,6 +28,7 @@ class Source(ABC):
         x: Which matrix it is: None for X, else a layer, ``"raw"`` or a key of obsm.
         where: Name of the matrix in messages: ``"layers['counts']"``.
         dtype: Of the values as stored.
+        block: Neighbouring cells that are best read together; None in memory, where order costs nothing.
         other: Names that messages mention when a column is looked for in vain: ``{"obsm": ("X_pca",)}``.
     """
 
@@ -37,6 +38,7 @@ class Source(ABC):
     x: str | None
     where: str
     dtype: np.dtype[Any]
+    block: int | None = None
     other: dict[str, tuple[str, ...]]
 
     @abstractmethod
@@ -142,7 +144,7 @@ class PickedSource(Source):
         self.n = source.n if rows is None else len(rows)
         self.obs = source.obs if rows is None else source.obs.iloc[rows]
         self.x, self.where, self.dtype, self.other = source.x, source.where, source.dtype, source.other
-        self.genes = source.genes
+        self.genes, self.block = source.genes, source.block
         if columns is not None:
             self.genes = tuple(genes) if genes is not None else tuple(source.genes[j] for j in columns)
             self._lookup = np.full(len(source.genes), -1, dtype=np.int64)
@@ -247,8 +249,8 @@ def label_of(group: str, key: str) -> str:
 
 
 def _of_anndata(data: Any, x: str | None) -> Source:
-    group, key = which(x, list(data.layers.keys()), list(data.obsm.keys()), data.raw is not None, "the AnnData")
-    where, other = label_of(group, key), {k: tuple(map(str, getattr(data, k).keys())) for k in ("obsm", "layers", "uns")}
+    group, key = which(x, [k for k in data.layers if k is not None], list(data.obsm.keys()), data.raw is not None, "the AnnData")
+    where, other = label_of(group, key), {k: tuple(map(str, getattr(data, k))) for k in ("obsm", "layers", "uns")}
     kept = {"obs": data.obs, "x": None if group == "X" else x, "where": where, "other": other}
     root = data
     while getattr(root, "is_view", False) and getattr(root, "_adata_ref", None) is not None:

@@ -32,6 +32,8 @@ class H5adSource(Source):
         DataError: Shapes that do not fit, or a damaged matrix.
     """
 
+    block = 64
+
     def __init__(
         self,
         opener: Callable[[], AbstractContextManager[Any]],
@@ -154,15 +156,15 @@ def of_backed(element: Any, root: Any, data: Any, group: str, kept: dict[str, An
     source = _whole(_read(element), kept) if _form(element) == "csc" else H5adSource(lambda: nullcontext(element), **kept)
     if root is data:
         return source
-    rows = np.arange(root.n_obs)[data._oidx]
-    columns = np.arange(root.n_vars)[data._vidx]
+    rows = np.atleast_1d(np.arange(root.n_obs)[data._oidx])
+    columns = np.atleast_1d(np.arange(root.n_vars)[data._vidx])
     same = group == "raw" or np.array_equal(columns, np.arange(root.n_vars))
     return PickedSource(source, rows=rows, columns=None if same else columns)
 
 
 def _whole(matrix: Any, kept: dict[str, Any]) -> Source:
     warnings.warn(
-        f"{kept['where']} is not stored by rows (CSR or dense), so it is read into memory whole. Write it as CSR to have it read in blocks.",
+        f"{kept['where']} is not stored by rows, so it is read into memory whole. Write it as CSR or dense to have it read in blocks.",
         TrifoldWarning,
         stacklevel=4,
     )
