@@ -16,7 +16,7 @@ from trifold import store
 from trifold.cite import bibtex
 from trifold.core import VAE
 from trifold.data import Cells, Schema, open, samplers, splits
-from trifold.errors import FormatError, NotFittedError, SpecError, suggest
+from trifold.errors import FormatError, NotFittedError, SchemaError, SpecError, suggest
 from trifold.provenance import card_of, fingerprint, plain, seen_in, was_seen
 from trifold.records import Batch, Progress, Report
 from trifold.spec import from_spec, to_spec
@@ -92,7 +92,7 @@ class Model:
 
         Raises:
             DataError, SchemaError: The data do not fit the schema, or hold values that cannot be trained on.
-            TrainingError: A loss or gradient is not finite; the weights are those of the last finite step.
+            TrainingError: A term or the gradient is not finite, or a term has diverged; good weights, at most 20 steps old, are put back.
             CheckpointError: ``out`` cannot be written: said before training begins.
         """
         if out is not None:
@@ -218,14 +218,16 @@ class Model:
             raise SpecError(f"kind needs one of {', '.join(map(repr, KINDS))}; found {kind!r}.{suggest(kind, KINDS)}")
         self._need_fit("predict")
         cells = self._cells(data, missing=missing)
-        index = np.flatnonzero(splits.held_out(cells.obs, where)) if where else np.arange(cells.n)
+        index = np.flatnonzero(splits.matching(cells.obs, where)) if where else np.arange(cells.n)
+        if not len(index):
+            raise SchemaError(f"where={dict(where or {})!r} matches no cell: each value occurs, but never together.")
         obs = cells.obs.iloc[index]
         under = self.schema.under(obs, to)
         design, code = self.schema.covariates(under)
-        generator = torch.Generator().manual_seed(seed)
         sparse = kind != "mean" and self.schema.kind != "real"
         parts = []
         with self._inference(device) as there:
+            generator = torch.Generator(there).manual_seed(seed)
             for at in _cut(np.arange(len(index))):
                 batch = cells.batch(index[at])
                 target = batch.under(code=_tensors(code, at), **_tensors(design, at))
@@ -258,7 +260,8 @@ class Model:
 
         self._need_fit("score")
         cells = self._cells(data)
-        generator = torch.Generator().manual_seed(seed)
+        device = "cpu" if device == "auto" else device
+        generator = torch.Generator(launch(device).device).manual_seed(seed)
 
         def parts(batch: Batch) -> Tensor:
             from trifold.terms import KL
@@ -267,7 +270,7 @@ class Model:
             kl, fit_ = KL()(p), self.vae.likelihood.log_prob(p.h, batch)
             return torch.stack([fit_ - kl, fit_, kl], 1)
 
-        values = self._collect(cells, np.arange(cells.n), parts, "cpu" if device == "auto" else device)
+        values = self._collect(cells, np.arange(cells.n), parts, device)
         return pd.DataFrame(values, index=cells.obs.index, columns=["elbo", "reconstruction", "kl"])
 
     def cite(self) -> str:
@@ -391,8 +394,17 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> Model:
     if not isinstance(spec, dict) or sorted(spec) != ["objective", "plan", "preset", "vae"]:
         raise FormatError(f"spec.json of {str(path)!r} must hold vae, objective, plan and preset; found {sorted(spec)}.")
     built = from_spec(spec, trust=trust)
+    for name, kind in (("vae", VAE), ("objective", Objective), ("plan", Plan), ("preset", str | None)):
+        if not isinstance(built[name], kind):
+            raise FormatError(f"spec.json of {str(path)!r} must hold a {_kind_name(kind)} under {name!r}; found {type(built[name]).__name__}.")
     model = Model(Schema.from_spec(parts["schema"]), built["vae"], built["objective"], plan=built["plan"], preset=built["preset"])
     store.load_weights(nn.ModuleDict({"vae": model.vae, "objective": model.objective}), parts["weights"])
     model.history = History.from_csv(parts["history"])
-    model.card = parts["card"]
+    if not isinstance(parts["card"], dict):
+        raise FormatError(f"card.json of {str(path)!r} must hold the facts of the run; found {type(parts['card']).__name__}.")
+    model.card = parts["card"] if "seen" in parts["card"] else {}  # one that was saved untrained is still untrained
     return model
+
+
+def _kind_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)

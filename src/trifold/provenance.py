@@ -60,6 +60,8 @@ def was_seen(obs: pd.DataFrame, seen: Mapping[str, Any]) -> np.ndarray:
     place = [i for i, c in enumerate(seen["columns"]) if c in obs]
     known = {tuple(row[i] for i in place) for row in seen["values"]}
     columns = [seen["columns"][i] for i in place]
+    if not columns:
+        return np.ones(len(obs), dtype=bool)
     return np.fromiter((tuple(map(plain, row)) in known for row in obs[columns].itertuples(index=False)), dtype=bool, count=len(obs))
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trifold.errors import FormatError, SpecError, suggest
+from trifold.errors import FormatError, SpecError, TrifoldError, suggest
 
 _KEY = "class"
 
@@ -78,7 +78,9 @@ def from_spec(spec: Any, *, trust: Sequence[str] = ()) -> Any:
                 raise FormatError(f"{cls.__name__} has no argument {name!r}.{suggest(name, known)} It has: {', '.join(known)}.")
         try:
             return cls(**given)
-        except TypeError as error:
+        except TrifoldError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
             raise FormatError(f"{cls.__name__} cannot be built from the saved specification: {error}.") from error
     if isinstance(spec, Mapping):
         return {k: from_spec(v, trust=trust) for k, v in spec.items()}

@@ -69,7 +69,7 @@ def write_run(path: str | Path, *, card: Any, schema: Any, spec: Any, weights: M
         for name, data in [*parts.items(), (MANIFEST, _dump(manifest))]:
             _write_synced(fresh / name, data)
         _sync_folder(fresh)
-        if path.exists():
+        if (path / MANIFEST).exists():
             shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
         os.rename(fresh, path)
@@ -121,7 +121,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
         "schema": _parse(parts["schema.json"], "schema.json"),
         "spec": _parse(parts["spec.json"], "spec.json"),
         "weights": weights,
-        "history": parts["history.csv"].decode(),
+        "history": _text(parts["history.csv"], "history.csv"),
     }
 
 
@@ -154,10 +154,11 @@ def check_writable(path: str | Path) -> None:
         CheckpointError: The place holds something else than a run, or cannot be written.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and ((path / MANIFEST).exists() or not any(path.iterdir()))):
-        raise CheckpointError(
-            f"A run is written to a new folder or over an earlier run; {str(path)!r} holds something else. Choose another path."
-        )
+    for place in (path, path.with_name(f"{path.name}.previous")):
+        if place.exists() and not (place.is_dir() and ((place / MANIFEST).exists() or not any(place.iterdir()))):
+            raise CheckpointError(
+                f"A run is written to a new folder or over an earlier run; {str(place)!r} holds something else. Choose another path."
+            )
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -169,7 +170,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     found = _parse(_read_plain(path / MANIFEST, _MOST_JSON), MANIFEST)
     if not isinstance(found, dict) or "format" not in found:
         raise FormatError(f"{MANIFEST} of {str(path)!r} has no key 'format'.")
-    if not isinstance(found["format"], int) or found["format"] > FORMAT:
+    if type(found["format"]) is not int or found["format"] < 1:
+        raise FormatError(f"{MANIFEST} of {str(path)!r} must give the format as a whole number from 1; found {found['format']!r}.")
+    if found["format"] > FORMAT:
         raise FormatError(
             f"The run {str(path)!r} has format {found['format']}; this trifold reads up to {FORMAT}: it needs a newer trifold."
         )
@@ -223,6 +226,13 @@ def _parse(data: bytes, name: str) -> Any:
         return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CorruptModelError(f"{name} is not JSON: {error}.") from error
+
+
+def _text(data: bytes, name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise CorruptModelError(f"{name} is not text in UTF-8: {error}.") from error
 
 
 def _dump(value: Any) -> bytes:

@@ -1,10 +1,12 @@
 """The five nulls and the ceiling on real data, against figures computed by hand-written numpy under the same convention."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from evaluate_cases import shared
 
-from trifold.evaluate import averages, leave_combinations_out
+from trifold.evaluate import NULLS, averages, leave_combinations_out
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +20,7 @@ def table():
         target="stimulated",
         seeds=(0,),
         de=(),
+        nulls={**NULLS, **{f"clipped {name}": partial(NULLS[name], clip=True) for name in ("mean shift", "similar shift")}},
     )
 
 
@@ -29,6 +32,12 @@ def test_nulls_on_kang_reach_the_figures_of_the_convention(table):
     assert out.loc[("null", "similar shift"), "e_distance"] == pytest.approx(0.795, abs=0.1)
     assert out.loc[("null", "mean shift"), "e_distance"] == pytest.approx(3.27, abs=0.15)
     assert out.loc[("null", "control"), "pearson_delta"] == 0
+
+
+def test_clipped_shifts_on_kang_have_the_energy_distances_of_the_design_notes(table):
+    out = averages(table)["e_distance"]
+    assert out["null", "clipped similar shift"] == pytest.approx(0.89, abs=0.05)
+    assert out["null", "clipped mean shift"] == pytest.approx(3.2, abs=0.1)
 
 
 def test_the_similarity_weighted_shift_is_near_the_ceiling_on_monocytes(table):

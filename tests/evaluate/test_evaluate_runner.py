@@ -45,6 +45,7 @@ def test_predict_never_sees_a_held_out_cell_and_sees_all_others():
         assert set(train.obs_names) == set(data.obs_names) - out
         assert set(controls.obs_names) <= set(train.obs_names)
         assert list(train.var_names) == list(controls.var_names)
+        assert train.X.sum() > 0
         train.X = train.X * 0  # what a method does to its copy must not reach the next one
         return controls
 
@@ -164,6 +165,15 @@ def test_thin_groups_are_left_out_with_a_warning_and_refused_when_named():
     assert set(table.group) == {"A", "B"}
     with pytest.raises(EvaluationError, match="min_cells"):
         run(data, {}, groups=["A", "C"])
+
+
+def test_untrusted_cells_do_not_count_towards_a_group():
+    data = crossed()
+    trusted = np.ones(data.n_obs, dtype=bool)
+    trusted[np.flatnonzero((data.obs["type"] == "B") & (data.obs["stim"] == "control"))[4:]] = False
+    with pytest.warns(TrifoldWarning, match=r"B \(4 and 30\)"):
+        table = run(data, {}, score_mask=trusted)
+    assert set(table.group) == {"A", "C"}
 
 
 @pytest.mark.parametrize(

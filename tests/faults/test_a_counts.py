@@ -209,9 +209,7 @@ def test_item_17_unsorted_and_repeated_indices_give_the_same_rows_from_a_copy():
         part = slice(x.indptr[i], x.indptr[i + 1])
         twisted.indices[part], twisted.data[part] = x.indices[part][::-1], x.data[part][::-1]
     row = np.repeat(np.arange(CELLS), np.diff(x.indptr))
-    doubled = sp.csr_matrix(
-        (np.repeat(x.data / 2, 2), np.repeat(x.indices, 2), 2 * x.indptr.astype(np.int32)), shape=x.shape
-    )
+    doubled = sp.csr_matrix((np.repeat(x.data / 2, 2), np.repeat(x.indices, 2), 2 * x.indptr.astype(np.int32)), shape=x.shape)
     assert len(row) == x.nnz
     schema = Schema.of(study(x), "counts")
     want = batch_of(study(x), schema, np.arange(CELLS))
@@ -231,14 +229,26 @@ def test_item_18_every_form_of_a_matrix_gives_bit_equal_batches():
     explicit = sp.csr_matrix(x)
     explicit.data[3] = 0
     assert explicit.nnz == sp.csr_matrix(x).nnz
-    forms = [sp.csr_matrix, sp.csc_matrix, sp.csr_array, sp.csc_array, sp.coo_matrix, sp.lil_matrix, sp.bsr_matrix, sp.dok_matrix, np.asmatrix]
+    forms = [
+        sp.csr_matrix,
+        sp.csc_matrix,
+        sp.csr_array,
+        sp.csc_array,
+        sp.coo_matrix,
+        sp.lil_matrix,
+        sp.bsr_matrix,
+        sp.dok_matrix,
+        np.asmatrix,
+    ]
     for form in [*forms, np.asfortranarray]:
         source = open(form(x))
         source.genes = tuple(names)
         assert equal(batch_of(source, schema, np.arange(CELLS)), want), form
     source = open(explicit)
     source.genes = tuple(names)
-    assert equal(batch_of(source, schema, np.arange(CELLS)), batch_of(pd.DataFrame(explicit.toarray(), columns=names), schema, np.arange(CELLS)))
+    assert equal(
+        batch_of(source, schema, np.arange(CELLS)), batch_of(pd.DataFrame(explicit.toarray(), columns=names), schema, np.arange(CELLS))
+    )
 
 
 def test_item_19_more_than_2_to_the_31_values_do_not_wrap():
@@ -268,7 +278,15 @@ def test_item_20_memory_layouts_give_the_same_rows_and_are_not_changed(tmp_path)
     frozen.setflags(write=False)
     swapped = sp.csr_matrix(x)
     swapped.data = swapped.data.astype(">f4")
-    for form in (np.asfortranarray(x), frozen, x.astype(">f4"), x.astype(">i2"), np.load(tmp_path / "x.npy", mmap_mode="r"), x[::-1][::-1], swapped):
+    for form in (
+        np.asfortranarray(x),
+        frozen,
+        x.astype(">f4"),
+        x.astype(">i2"),
+        np.load(tmp_path / "x.npy", mmap_mode="r"),
+        x[::-1][::-1],
+        swapped,
+    ):
         a = study()
         a.layers["counts"] = form
         before = raw_bytes(a)

@@ -84,7 +84,9 @@ def test_item_28_missing_genes_are_refused_with_five_names_or_taken_as_zeros_and
     a = study(form(counts()))
     schema = Schema.of(a, "counts")
     fewer = a[:, [0, *range(8, GENES)]].copy()
-    with pytest.raises(DataError, match=r"lacks 7 of the 20 genes of the model: GENE1, GENE2, GENE3, GENE4, GENE5, … \(2 more\).*missing='zero'"):
+    with pytest.raises(
+        DataError, match=r"lacks 7 of the 20 genes of the model: GENE1, GENE2, GENE3, GENE4, GENE5, … \(2 more\).*missing='zero'"
+    ):
         Cells(fewer, schema, empty="keep")
     with pytest.warns(TrifoldWarning, match="7 of 20 genes are missing .* taken as zeros: GENE1, GENE2"):
         cells = Cells(fewer, schema, missing="zero", empty="keep")
@@ -122,7 +124,9 @@ def test_item_30_names_of_another_kind_are_recognised(trained, given, hint):
 def test_item_31_an_unseen_category_is_refused_or_zero_as_each_role_asks():
     schema = Schema.of(study(), "counts", condition="condition", spurious="donor")
     a = with_column(["stimulate"] * 3 + ["control"] * (CELLS - 3))
-    with pytest.raises(SchemaError, match=r"obs\['condition'\] \(condition\) holds 'stimulate'.*3 cells.*mean 'stimulated'.*Known: 'control', 'stim"):
+    with pytest.raises(
+        SchemaError, match=r"obs\['condition'\] \(condition\) holds 'stimulate'.*3 cells.*mean 'stimulated'.*Known: 'control', 'stim"
+    ):
         Cells(a, schema)
     with pytest.raises(SchemaError, match="stimulate"):
         Cells(a, schema, unknown={"spurious": "zero"})
@@ -149,7 +153,7 @@ def test_item_32_an_unused_category_is_recorded_and_has_no_column():
 def test_item_33_a_missing_category_is_refused_by_column_and_number(missing, categorical):
     values = pd.Series(obs()["condition"].astype(object))
     values.iloc[[5, 8]] = missing
-    a = with_column((pd.Categorical(values.where(values.notna(), np.nan)) if categorical else values.to_numpy()))
+    a = with_column(pd.Categorical(values.where(values.notna(), np.nan)) if categorical else values.to_numpy())
     with pytest.raises(SchemaError, match=r"obs\['condition'\] \(condition\) .* 2 of 60 are missing \(NaN\) \(rows 5, 8\)"):
         Schema.of(a, "counts", condition="condition")
 
@@ -301,6 +305,7 @@ def test_a_saved_schema_with_an_unknown_key_is_refused_by_name():
         (lambda s: s.update(genes="abc"), "genes"),
         (lambda s: s["roles"]["condition"][0].update(values="abc"), "values"),
         (lambda s: s["observed"].update(condition=[["nowhere"]]), "nowhere"),
+        (lambda s: s["observed"].update(condition=[[[1]], [{}]]), "not made of"),
         (lambda s: s["roles"].update(technique=[]), "role"),
         (lambda s: s.update(roles=[]), "roles"),
         (lambda s: s.update(density=True), "density"),
@@ -313,7 +318,7 @@ def test_a_saved_schema_with_an_unknown_key_is_refused_by_name():
 
 def test_a_hold_out_that_matches_nothing_or_all_is_refused():
     assert held_out(obs(), {"condition": "stimulated", "cell_type": ["NK", "B"]}).sum() == 20
-    with pytest.raises(SchemaError, match="no cell with 'NKT'.*'NK'"):
+    with pytest.raises(SchemaError, match=r"no cell with 'NKT'.*'NK'"):
         held_out(obs(), {"cell_type": "NKT"})
     with pytest.raises(SchemaError, match="cell_type"):
         held_out(obs(), {"cell_tpe": "NK"})

@@ -13,7 +13,7 @@ import torch
 
 from trifold.data.align import align
 from trifold.data.check import EMPTY, Findings, check, require_names, require_option
-from trifold.data.covariates import sizes
+from trifold.data.covariates import design_of, joint, parts_of, policies, sizes
 from trifold.data.matrix import Array
 from trifold.data.schema import Schema
 from trifold.data.source import Source, open, positions
@@ -40,7 +40,6 @@ class Cells:
         kept: [n] position of each cell in the source; not all of them only if empty cells were dropped, or in a subset.
         size: [n, 1] float32 library size in counts, from float64 sums; ones for real-valued and binary data.
         library: [n] float64 sum over the schema's genes.
-        design: role -> [n, c] float32.
         code: role -> [n] int64 joint category, -1 unknown.
         notices: What was dropped or filled in, one sentence each.
 
@@ -81,7 +80,12 @@ class Cells:
         self.obs: pd.DataFrame = opened.obs if whole else opened.obs.iloc[kept]
         self.size: Array = size[kept]
         self.library: Array = found.library[kept]
-        self.design, self.code = schema.covariates(self.obs, unknown=unknown)
+        policy = policies(unknown)
+        self.code: dict[str, Array] = {}
+        self._parts: dict[str, list[Array]] = {}
+        for role, columns in schema.roles.items():
+            self._parts[role], bad = parts_of(self.obs, columns, role, policy[role])
+            self.code[role] = joint(self._parts[role], bad, columns, schema.observed[role])
         self._source = aligned
 
     @property
@@ -93,6 +97,11 @@ class Cells:
     def names(self) -> Array:
         """[n] names of the cells."""
         return np.asarray(self.obs.index)
+
+    @property
+    def design(self) -> dict[str, Array]:
+        """Role -> [n, c] float32 design of all cells; made when asked for, since many categories times many cells is large."""
+        return {r: design_of(p, self.schema.roles[r]) for r, p in self._parts.items()}
 
     @property
     def block(self) -> int | None:
@@ -114,7 +123,7 @@ class Cells:
         batch = Batch(
             rows=rows,
             size=torch.from_numpy(self.size[index]),
-            design={r: torch.from_numpy(v[index]) for r, v in self.design.items()},
+            design={r: torch.from_numpy(design_of(p, self.schema.roles[r], index)) for r, p in self._parts.items()},
             code={r: torch.from_numpy(v[index]) for r, v in self.code.items()},
         )
         return batch if torch.device(device).type == "cpu" else batch.to(device)
@@ -130,7 +139,7 @@ class Cells:
         out.__dict__.update(self.__dict__)
         out.kept, out.obs = self.kept[index], self.obs.iloc[index]
         out.size, out.library = self.size[index], self.library[index]
-        out.design = {r: v[index] for r, v in self.design.items()}
+        out._parts = {r: [v[index] for v in p] for r, p in self._parts.items()}
         out.code = {r: v[index] for r, v in self.code.items()}
         return out
 

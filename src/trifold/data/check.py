@@ -189,7 +189,8 @@ def check(source: Source, *, kind: str | None = None, fractional: str = "error",
             tallies[name] = tallies[name].plus(_tally(bad, values, block, start, source.genes))
         ones = ones and bool(((values == 0) | (values == 1)).all())
         stop = start + block.shape[0]
-        library[start:stop], cells, genes = _sums(block)
+        with np.errstate(invalid="ignore"):  # sums of infinities, which are refused later
+            library[start:stop], cells, genes = _sums(block)
         filled_cells[start:stop] = cells
         filled += genes
         nonzeros += int(genes.sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +33,10 @@ class Category:
     def width(self) -> int:
         """Columns of the design: one per value."""
         return len(self.values)
+
+    def positions(self) -> dict[tuple[str, Value], int]:
+        """``key`` of each value -> its code."""
+        return {key(v): i for i, v in enumerate(self.values)}
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ def codes(series: pd.Series, column: Category, *, role: str, unknown: str) -> Ar
     if unknown == "error":
         _refuse_missing(missing, column.name, role, "missing (NaN)")
     code, values = factorize(series, column.name)
-    known = {_key(v): i for i, v in enumerate(column.values)}
-    to = np.array([known.get(_key(v), -1) for v in values] + [-1], dtype=np.int64)
+    known = column.positions()
+    to = np.array([known.get(key(v), -1) for v in values] + [-1], dtype=np.int64)
     out = to[code]
     new = (out < 0) & ~missing
     if unknown == "error" and new.any():
@@ -159,7 +162,7 @@ def factorize(series: pd.Series, name: str) -> tuple[Array, list[Value]]:
     plain: list[Value] = []
     for i in np.flatnonzero(~missing):  # mixed types only: pandas would take 1 for True
         value = _plain(series.iat[i], name)
-        j = seen.setdefault(_key(value), len(plain))
+        j = seen.setdefault(key(value), len(plain))
         if j == len(plain):
             plain.append(value)
         code[i] = j
@@ -187,16 +190,16 @@ def from_spec(spec: Any) -> Column:
     if not isinstance(spec["name"], str):
         raise FormatError(f"A column's name must be text; found {spec['name']!r}.")
     if kind == "number":
-        for key in ("mean", "scale"):
-            if not _is_float(spec[key]) or (key == "scale" and spec[key] <= 0):
+        for part in ("mean", "scale"):
+            if not _is_float(spec[part]) or (part == "scale" and spec[part] <= 0):
                 raise FormatError(
-                    f"{key} of column {spec['name']!r} must be a finite number{' above 0' * (key == 'scale')}; found {spec[key]!r}."
+                    f"{part} of column {spec['name']!r} must be a finite number{' above 0' * (key == 'scale')}; found {spec[part]!r}."
                 )
         return Number(spec["name"], float(spec["mean"]), float(spec["scale"]))
-    for key in ("values", "unused"):
-        if not isinstance(spec[key], list) or not all(isinstance(v, (str, int, float)) for v in spec[key]):
-            raise FormatError(f"{key} of column {spec['name']!r} must be a list of text, numbers or booleans.")
-    if len({_key(v) for v in spec["values"]}) != len(spec["values"]):
+    for part in ("values", "unused"):
+        if not isinstance(spec[part], list) or not all(is_plain(v) for v in spec[part]):
+            raise FormatError(f"{part} of column {spec['name']!r} must be a list of text, finite numbers or booleans.")
+    if len({key(v) for v in spec["values"]}) != len(spec["values"]):
         raise FormatError(f"values of column {spec['name']!r} must differ from one another.")
     return Category(spec["name"], tuple(spec["values"]), tuple(spec["unused"]))
 
@@ -211,12 +214,13 @@ def require_keys(spec: dict[str, Any], known: set[str], what: str) -> None:
             raise FormatError(f"{what} lacks the key {key!r}. The file is incomplete or of another version.")
 
 
-def same(a: Sequence[Value], b: Sequence[Value]) -> bool:
-    """Whether two combinations are the same in value and type."""
-    return len(a) == len(b) and all(_key(u) == _key(v) for u, v in zip(a, b, strict=True))
+def is_plain(value: Any) -> bool:
+    """Whether a value may be a category: text, whole number, boolean or finite number."""
+    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _key(value: Value) -> tuple[str, Value]:
+def key(value: Value) -> tuple[str, Value]:
+    """What tells values apart: 1, 1.0 and True are equal in Python, but not here."""
     return type(value).__name__, value
 
 
@@ -225,9 +229,7 @@ def _plain(value: Any, name: str) -> Value:
         value = value.item()
     if isinstance(value, str):
         return str(value)
-    if isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
+    if is_plain(value):
         return value
     raise SchemaError(
         f"obs[{name!r}] holds {value!r} of type {type(value).__name__}; categories are text, whole numbers, booleans or finite numbers. "

@@ -30,7 +30,7 @@ def policies(unknown: str | Mapping[str, str]) -> dict[str, str]:
 
 def require_column(obs: pd.DataFrame, name: str, *, role: str, other: Mapping[str, Sequence[str]] | None = None) -> None:
     """Refuse a column that obs lacks or has twice; the message says where else the name occurs and what obs has."""
-    have = [str(c) for c in obs.columns]
+    have = list(obs.columns)
     if have.count(name) == 1:
         return
     if name in have:
@@ -63,36 +63,60 @@ def sizes(obs: pd.DataFrame, name: str, *, other: Mapping[str, Sequence[str]] | 
     return values
 
 
-def encoded(obs: pd.DataFrame, columns: Sequence[Column], role: str, unknown: str) -> tuple[Array, list[Array], Array]:
-    """([n, c] design, [n] codes of each categorical column, [n] whether any column is unknown)."""
-    blocks, parts, bad = [], [], np.zeros(len(obs), dtype=bool)
+def parts_of(obs: pd.DataFrame, columns: Sequence[Column], role: str, unknown: str) -> tuple[list[Array], Array]:
+    """Each column of a role as one array.
+
+    Args:
+        obs: [n, columns].
+        columns: Of the role. A label that obs lacks is unknown; another column must be there.
+        role: For messages.
+        unknown: ``"error"`` or ``"zero"``.
+
+    Returns:
+        ([n] of each column: int32 position of its category, -1 unknown, or float32 standardised number; [n] whether any is unknown).
+    """
+    parts, bad = [], np.zeros(len(obs), dtype=bool)
+    if role == "label" and not any(c.name in obs for c in columns):
+        return [np.full(len(obs), -1, dtype=np.int32) for _ in columns], ~bad
     for column in columns:
+        require_column(obs, column.name, role=role)
         if isinstance(column, Number):
-            values = cols.numbers(obs[column.name], column, role=role, unknown=unknown)
-            blocks.append(values[:, None])
+            parts.append(cols.numbers(obs[column.name], column, role=role, unknown=unknown))
             bad |= cols.missing_number(obs[column.name])
-            continue
-        part = cols.codes(obs[column.name], column, role=role, unknown=unknown)
-        hot = np.zeros((len(obs), len(column.values)), dtype=np.float32)
-        at = np.flatnonzero(part >= 0)
-        hot[at, part[at]] = 1.0
-        blocks.append(hot)
-        parts.append(part)
-        bad |= part < 0
-    return np.concatenate(blocks, axis=1), parts, bad
+        else:
+            parts.append(cols.codes(obs[column.name], column, role=role, unknown=unknown).astype(np.int32))
+            bad |= parts[-1] < 0
+    return parts, bad
 
 
-def joint(parts: Sequence[Array], bad: Array, columns: Sequence[Column], observed: Sequence[tuple[Value, ...]]) -> Array:
-    """[n] position of each cell's combination among those observed, -1 if unknown or not observed."""
-    known = [c for c in columns if isinstance(c, Category)]
+def design_of(parts: Sequence[Array], columns: Sequence[Column], index: Array | slice = slice(None)) -> Array:
+    """[n, c] float32 design of some cells: one-hot categories (zeros where unknown) and standardised numbers, side by side."""
+    n = len(parts[0][index])
+    out = np.zeros((n, sum(c.width for c in columns)), dtype=np.float32)
+    start = 0
+    for part, column in zip(parts, columns, strict=True):
+        value = part[index]
+        if isinstance(column, Number):
+            out[:, start] = value
+        else:
+            at = np.flatnonzero(value >= 0)
+            out[at, start + value[at]] = 1.0
+        start += column.width
+    return out
+
+
+def joint(parts: Sequence[Array], bad: Array, columns: Sequence[Column], combinations: Sequence[tuple[Value, ...]]) -> Array:
+    """[n] int64 position of each cell's combination of categories among those that occurred, -1 if unknown or not among them."""
     cell = np.zeros(len(bad), dtype=np.int64)
-    combination = np.zeros(len(observed), dtype=np.int64)
-    for k, (part, column) in enumerate(zip(parts, known, strict=True)):
-        place = np.array([next(i for i, v in enumerate(column.values) if cols.same([v], [o[k]])) for o in observed], dtype=np.int64)
-        cell, combination = cell * len(column.values) + np.maximum(part, 0), combination * len(column.values) + place
-    order = np.argsort(combination)
-    at = order[np.searchsorted(combination, cell, sorter=order).clip(max=len(order) - 1)]
-    return np.where(bad | (combination[at] != cell), -1, at)
+    known = np.zeros(len(combinations), dtype=np.int64)
+    categories = [(p, c) for p, c in zip(parts, columns, strict=True) if isinstance(c, Category)]
+    for k, (part, column) in enumerate(categories):
+        at = column.positions()
+        place = np.array([at[cols.key(o[k])] for o in combinations], dtype=np.int64)
+        cell, known = cell * len(column.values) + np.maximum(part, 0), known * len(column.values) + place
+    order = np.argsort(known)
+    nearest = order[np.searchsorted(known, cell, sorter=order).clip(max=len(order) - 1)]
+    return np.where(bad | (known[nearest] != cell), -1, nearest)
 
 
 def observed(obs: pd.DataFrame, columns: Sequence[Column], role: str) -> tuple[tuple[Value, ...], ...]:

@@ -13,7 +13,7 @@ from trifold.data import columns as cols
 from trifold.data.check import EMPTY, FRACTIONAL, KINDS, check, repeated, require_option
 from trifold.data.columns import Category, Column, Number, Value
 from trifold.data.confounding import warn_confounded
-from trifold.data.covariates import ROLES, encoded, joint, policies, require_column, sizes
+from trifold.data.covariates import ROLES, design_of, joint, parts_of, policies, require_column, sizes
 from trifold.data.covariates import observed as combinations
 from trifold.data.matrix import Array
 from trifold.data.source import open
@@ -169,15 +169,9 @@ class Schema:
         design: dict[str, Array] = {}
         code: dict[str, Array] = {}
         for role in self._wanted(roles):
-            columns = self.roles[role]
-            if role == "label" and not any(c.name in obs for c in columns):
-                design[role] = np.zeros((len(obs), self.width(role)), dtype=np.float32)
-                code[role] = np.full(len(obs), -1, dtype=np.int64)
-                continue
-            for column in columns:
-                require_column(obs, column.name, role=role)
-            design[role], parts, bad = encoded(obs, columns, role, policy[role])
-            code[role] = joint(parts, bad, columns, self.observed[role])
+            parts, bad = parts_of(obs, self.roles[role], role, policy[role])
+            design[role] = design_of(parts, self.roles[role])
+            code[role] = joint(parts, bad, self.roles[role], self.observed[role])
         return design, code
 
     def seen(self, obs: pd.DataFrame, roles: Sequence[str] | None = None) -> dict[str, Array]:
@@ -244,9 +238,10 @@ class Schema:
         observed = {}
         for role, found in _dict(spec["observed"], "observed").items():
             known = [c for c in roles.get(role, ()) if isinstance(c, Category)]
+            places = [c.positions() for c in known]
             observed[role] = tuple(tuple(_list(o, "a combination")) for o in _list(found, f"observed[{role!r}]"))
             for o in observed[role]:
-                if len(o) != len(known) or not all(any(cols.same([v], [w]) for w in c.values) for v, c in zip(o, known, strict=True)):
+                if len(o) != len(known) or not all(cols.is_plain(v) and cols.key(v) in at for v, at in zip(o, places, strict=True)):
                     raise FormatError(f"observed[{role!r}] of a schema holds {o!r}, which is not made of the role's categories.")
         try:
             return cls(

@@ -171,7 +171,7 @@ def simulate(
     truth = Truth(
         latent=state,
         library=depth * genes * rng.lognormal(0, 0.35, cells),
-        base=rng.normal(0, 1.5, genes),
+        base=np.maximum(rng.normal(0, 1.5, genes), -2.5),
         loadings=rng.normal(0, 0.5, (latent, genes)) * (rng.random((latent, genes)) < 0.4),
         theta=rng.lognormal(np.log(3.0), 0.7, genes),
         directions=directions,

@@ -185,7 +185,9 @@ def open(data: Any, x: str | None = None, obs: pd.DataFrame | None = None) -> So
         _refuse_obs(obs, "AnnData")
         return _of_anndata(data, x)
     if x is not None and x != "X":
-        raise SchemaError(f"x={x!r} names a layer, raw or obsm, which only AnnData has; found {type(data).__name__}. Leave x out.")
+        raise SchemaError(
+            f"x={x!r} names a layer, raw or obsm, as only AnnData has; found {type(data).__name__}. Pass AnnData, or leave x out."
+        )
     if isinstance(data, pd.DataFrame):
         return MemorySource(_of_frame(data, "the DataFrame"), genes=list(data.columns), obs=_beside(data, obs), where="the DataFrame")
     if sp.issparse(data):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from trifold.dist.gamma import lgamma_ratio
+from trifold.dist.gamma import nb_log_pmf
 
 
 class NegativeBinomial(Distribution):
@@ -38,10 +38,9 @@ class NegativeBinomial(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of each count, nats."""
-        spread = torch.log1p(self.mu / self.theta)
-        log_f = torch.log(self.mu.clamp_min(1e-30)) - torch.log(self.theta) - spread
-        rest = lgamma_ratio(self.theta, value) - torch.lgamma(value + 1)
-        return -self.theta * spread + torch.where(value > 0, value * log_f, torch.zeros_like(log_f)) + rest
+        value, mu, theta = torch.broadcast_tensors(value, self.mu, self.theta)
+        counted = nb_log_pmf(torch.where(value > 0, value, torch.ones_like(value)), torch.log(mu.clamp_min(1e-30)), torch.log(theta))
+        return torch.where(value > 0, counted, -theta * torch.log1p(mu / theta))
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # type: ignore[override]  # noqa: B008

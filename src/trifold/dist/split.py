@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trifold.dist.gamma import digamma_difference, lgamma_ratio
+from trifold.dist.gamma import digamma_difference, nb_log_pmf
 from trifold.records import Rows
 
 
@@ -58,7 +58,7 @@ class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, log_size: Tensor, log_theta: Tensor, dropout: Tensor | None, rows: Rows) -> Tensor:
         g = scores.shape[1]
-        index, cell, gene, x = _nonzeros(rows)
+        index, gene, x = _nonzeros(rows)
         theta = log_theta.exp()
         share = torch.softmax(scores, 1)
         log_mu = torch.log_softmax(scores, 1) + log_size
@@ -67,35 +67,28 @@ class _Split(torch.autograd.Function):
         at_zero = -theta * spread  # log p(0) of the negative binomial
         f = torch.sigmoid(log_ratio)
 
-        theta_x = theta[gene] if theta.dim() == 1 else theta.reshape(-1)[index]
-        log_f = log_ratio.reshape(-1)[index] - spread.reshape(-1)[index]
-        nonzero = x * log_f + lgamma_ratio(theta_x, x) - torch.lgamma(x + 1)
-
-        d_logmu = -theta * f
-        d_theta = f - spread
-        f_x = f.reshape(-1)[index]
-        up_logmu = x * (1 - f_x)
-        up_theta = digamma_difference(theta_x, x) - up_logmu / theta_x
-        d_dropout = None
-        if dropout is None:
-            dense = at_zero
-        else:
+        r_x, spread_x, f_x = (t.reshape(-1)[index] for t in (log_ratio, spread, f))
+        log_theta_x = log_theta[gene] if log_theta.dim() == 1 else log_theta.reshape(-1)[index]
+        theta_x = log_theta_x.exp()
+        at_x = nb_log_pmf(x, log_mu.reshape(-1)[index], log_theta_x)
+        rest_x = x * torch.sigmoid(-r_x)  # x (1 - f), where 1 - f would round to nothing
+        d_logmu, d_theta = -theta * f, (f - spread).contiguous()
+        d_logmu_x = rest_x - theta_x * f_x
+        d_theta_x = digamma_difference(theta_x, x) - rest_x / theta_x + f_x - spread_x
+        dense, d_dropout = at_zero, None
+        if dropout is not None:
             structural = torch.sigmoid(dropout - at_zero)
             gate = torch.sigmoid(dropout)
-            both = torch.logaddexp(dropout, at_zero)
-            dense = both - torch.nn.functional.softplus(dropout)
-            nonzero = nonzero + at_zero.reshape(-1)[index] - both.reshape(-1)[index]
+            soft = torch.nn.functional.softplus(dropout)
+            dense = torch.logaddexp(dropout, at_zero) - soft
+            at_x = at_x - soft.reshape(-1)[index]
             d_dropout = structural - gate
-            r_x = structural.reshape(-1)[index]
-            d_dropout.view(-1).index_add_(0, index, -r_x)
-            up_logmu = up_logmu + d_logmu.reshape(-1)[index] * r_x
-            up_theta = up_theta + d_theta.reshape(-1)[index] * r_x
+            d_dropout.view(-1).index_copy_(0, index, -gate.reshape(-1)[index])
             d_logmu = d_logmu * (1 - structural)
             d_theta = d_theta * (1 - structural)
-        out = dense.sum(1).index_add_(0, cell, nonzero)
-        d_logmu.view(-1).index_add_(0, index, up_logmu)
-        d_theta = d_theta.contiguous()
-        d_theta.view(-1).index_add_(0, index, up_theta)
+        for whole, part in ((dense, at_x), (d_logmu, d_logmu_x), (d_theta, d_theta_x)):
+            whole.view(-1).index_copy_(0, index, part)
+        out = dense.sum(1)
         d_scores = d_logmu - share * d_logmu.sum(1, keepdim=True)
         ctx.shared = log_theta.dim() == 1
         ctx.inflated = dropout is not None
@@ -112,13 +105,12 @@ class _Split(torch.autograd.Function):
         return w * d_scores, None, to_theta, (w * rest[0] if ctx.inflated else None), None
 
 
-def _nonzeros(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Flat index, cell, gene and value of the nonzeros."""
+def _nonzeros(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat index, gene and value of the nonzeros."""
     g = rows.shape[1]
     if rows.sparse:
         _, gene, x = rows.csr()
-        cell = rows.row()
-        return cell * g + gene, cell, gene, x.float()
+        return rows.row() * g + gene, gene, x.float()
     dense = rows.to_dense()
     cell, gene = torch.nonzero(dense, as_tuple=True)
-    return cell * g + gene, cell, gene, dense[cell, gene].float()
+    return cell * g + gene, gene, dense[cell, gene].float()

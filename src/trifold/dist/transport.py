@@ -30,10 +30,12 @@ def move_counts(
     Returns:
         [n, g] counts. Exact where the inverse dispersions are equal; where they differ, the gamma noise is mapped by its quantiles.
     """
-    if torch.equal(theta, theta_target):
+    same = theta == theta_target
+    if same.all():
         return _move_same(x, mean, target, theta, generator)
     noise = _noise(x, mean, theta.expand_as(x), generator)
-    return torch.poisson(target * _requantile(noise, theta.expand_as(x), theta_target.expand_as(x)), generator=generator)
+    moved = torch.poisson(target * _requantile(noise, theta.expand_as(x), theta_target.expand_as(x)), generator=generator)
+    return torch.where(same, _move_same(x, mean, target, theta, generator), moved)  # a cell's way does not depend on the others'
 
 
 def move_zero_inflated(
@@ -71,7 +73,7 @@ def move_zero_inflated(
 
 
 def _move_same(x: Tensor, mean: Tensor, target: Tensor, theta: Tensor, generator: torch.Generator | None) -> Tensor:
-    share = (target / mean.clamp_min(_TINY)).clamp(max=1)
+    share = torch.where(target < mean, target / mean, torch.ones_like(mean))
     kept = torch.binomial(x, share.expand_as(x).contiguous(), generator=generator)
     risen = (target - mean).clamp_min(0)
     if torch.isinf(theta).all():

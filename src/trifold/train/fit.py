@@ -19,7 +19,8 @@ from trifold.train.plan import Plan
 Batches = Callable[[int], Iterable[Batch]]  # epoch -> its minibatches
 Step = Callable[[Batch, Progress], Report]
 
-_CHECK_EVERY = 20  # steps between looks at the device for non-finite values, where a look costs a synchronisation
+_CHECK_EVERY = 20  # steps between copies of good weights, and between looks at a device where a look costs a synchronisation
+_DIVERGED = 1e6  # a weighted term that is this many times the first loss (plus one nat) has diverged
 
 
 def fit(
@@ -57,7 +58,7 @@ def fit(
         One row per epoch.
 
     Raises:
-        TrainingError: The loss or a gradient is not finite. The weights are those of the last finite step.
+        TrainingError: A term or the gradient is not finite, or a term has diverged. Good weights, at most 20 steps old, are put back.
         DeviceError: The device is not there.
     """
     fabric = launch(device, plan.precision)
@@ -68,7 +69,7 @@ def fit(
         trained = [p for p in network.parameters() if p.requires_grad]
         optimizer = _optimizer(trained, plan)
         best, best_loss, since = _copy(network), math.inf, 0
-        guard = _Guard(network, every=1 if fabric.device.type == "cpu" else _CHECK_EVERY)
+        guard = _Guard(network, every=1 if fabric.device.type == "cpu" else _CHECK_EVERY)  # on the CPU a look is free
         done, lr = 0, plan.lr
         try:
             for epoch in range(epochs):
@@ -83,10 +84,11 @@ def fit(
                         out = step(batch.to(fabric.device), at)
                     out.loss.backward()
                     norm = nn.utils.clip_grad_norm_(trained, plan.clip if plan.clip is not None else math.inf)
-                    guard.look(out, norm, done, lr=lr)
+                    guard.look(out, norm, done, lr)
                     optimizer.step()
                     mean.add(out, batch.n)
                     done += 1
+                guard.settle(lr)
                 row = {"epoch": epoch, "step": done, "lr": lr * plan.rate(at), **mean.row("train")}
                 if validation is not None:
                     row |= _watch(network, step, validation(), fabric, seed, cells)
@@ -135,38 +137,47 @@ def launch(device: str, precision: str = "32-true") -> Any:
 
 
 class _Guard:
-    """Stops at the first non-finite value, with the weights of the last finite step, without a synchronisation per step."""
+    """Stops at the first value that is not finite or has diverged, and puts good weights back, without a synchronisation per step."""
 
     def __init__(self, network: nn.Module, *, every: int):
         self.network = network
         self.every = every
         self.names: list[str] = []
-        self.first: Tensor | None = None  # step at which each quantity was first not finite; -1: never
-        self.saved = _copy(network) if every > 1 else None
+        self.first: Tensor | None = None  # step at which each quantity first went wrong; -1: never
+        self.limit: Tensor | None = None
+        self.weights: list[float] = []
+        self.counted: Tensor | None = None  # the same, on the device
+        self.saved, self.saved_at = _copy(network), 0
 
-    def look(self, out: Report, norm: Tensor, step: int, *, lr: float) -> None:
-        """Note the step of the first non-finite quantity; every few steps, act on it."""
+    def look(self, out: Report, norm: Tensor, step: int, lr: float) -> None:
+        """Note the step at which a quantity first goes wrong; every few steps, act on it."""
         self.names = [*out.values, "gradient"]
-        finite = torch.isfinite(torch.stack([*(v.float() for v in out.values.values()), norm.float()]))
-        if self.first is None or len(self.first) != len(finite):
-            self.first = torch.full((len(finite),), -1, device=finite.device)
-        self.first = torch.where((self.first < 0) & ~finite, step, self.first)
-        if (step + 1) % self.every:
-            return
-        found = self.first.tolist()
-        bad = [(s, name) for s, name in zip(found, self.names, strict=True) if s >= 0]
+        values = torch.stack([*(v.float() for v in out.values.values()), norm.detach().float()])
+        weights = [*(out.weights.get(name, 1.0) for name in out.values), 0.0]
+        if weights != self.weights or self.counted is None:
+            self.weights, self.counted = weights, torch.tensor(weights, device=values.device)
+        if self.first is None or self.limit is None:
+            self.first = torch.full((len(values),), -1, device=values.device)
+            self.limit = _DIVERGED * (1 + out.loss.detach().float().abs().nan_to_num())
+        good = torch.isfinite(values) & ((self.counted * values).abs().nan_to_num() <= self.limit)
+        self.first = torch.where((self.first < 0) & ~good, step, self.first)
+        if (step + 1) % self.every == 0:
+            self.settle(lr)
+        if (step + 1) % _CHECK_EVERY == 0:
+            self.saved, self.saved_at = _copy(self.network), step
+
+    def settle(self, lr: float) -> None:
+        """Look at the device and stop if something went wrong."""
+        bad = [] if self.first is None else [(s, name) for s, name in zip(self.first.tolist(), self.names, strict=True) if s >= 0]
         if bad:
-            if self.saved is not None:
-                self.network.load_state_dict(self.saved)
-            self.stop(*min(bad), lr)
-        if self.saved is not None:
-            self.saved = _copy(self.network)
+            self.stop(*min(bad, key=lambda b: b[0]), lr)  # of one step, the term before the gradient that it spoils
 
     def stop(self, step: int, name: str, lr: float) -> None:
-        what = "the gradient" if name == "gradient" else f"term {name!r}"
+        self.network.load_state_dict(self.saved)
+        what = "the gradient" if name == "gradient" else "the validation loss" if name == "validation loss" else f"term {name!r}"
         raise TrainingError(
-            f"{what[0].upper()}{what[1:]} became NaN or infinite at step {step}. The model was put back to the last finite step. "
-            f"Lower lr (now {lr:g}), or look for extreme values with trifold.check.",
+            f"{what[0].upper()}{what[1:]} became NaN, infinite or a million times the first loss at step {step}. "
+            f"The model was put back to step {self.saved_at}. Lower lr (now {lr:g}), or look for extreme values with trifold.check.",
             step=step,
             term=name,
         )

@@ -62,7 +62,7 @@ class NegativeBinomial(Likelihood):
 
     def mean(self, h: Tensor, batch: Batch) -> Tensor:
         """[n, g] expected counts."""
-        return torch.softmax(self.out(h).float(), 1) * batch.size
+        return torch.softmax(self.out(h).float(), 1) * size_of(batch)
 
     def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
         """Thinned where the rate falls, topped up from the cell's own gamma noise where it rises."""
@@ -122,7 +122,7 @@ class ZeroInflated(Likelihood):
         return move_zero_inflated(batch.rows.to_dense().float(), *rates, before, after, *gates, generator=generator)
 
     def _rate(self, h: Tensor, batch: Batch) -> Tensor:
-        return torch.softmax(self.out(h).float(), 1) * batch.size
+        return torch.softmax(self.out(h).float(), 1) * size_of(batch)
 
 
 class Poisson(Likelihood):
@@ -153,13 +153,13 @@ class Poisson(Likelihood):
             _, gene, x = batch.rows.csr()
             cell = batch.rows.row()
             at = x * log_mean[cell, gene] - torch.lgamma(x + 1)
-            return -batch.size.view(-1).index_add(0, cell, -at)
+            return -size_of(batch).view(-1).index_add(0, cell, -at)
         x = batch.rows.to_dense().float()
-        return (x * log_mean - torch.lgamma(x + 1)).sum(1) - batch.size.view(-1)
+        return (x * log_mean - torch.lgamma(x + 1)).sum(1) - size_of(batch).view(-1)
 
     def distribution(self, h: Tensor, batch: Batch) -> Distribution:
         """Poisson, [n, g]."""
-        return PoissonDistribution(torch.softmax(self.out(h).float(), 1) * batch.size, validate_args=False)
+        return PoissonDistribution(torch.softmax(self.out(h).float(), 1) * size_of(batch), validate_args=False)
 
     def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
         """Thinned where the rate falls, topped up where it rises."""
@@ -178,8 +178,13 @@ class PoissonDistribution(torch.distributions.Poisson):
 
 
 def log_size(batch: Batch) -> Tensor:
-    """[n, 1] log library size; an empty cell counts as one molecule, so that nothing becomes infinite."""
-    return torch.log(batch.size.clamp_min(1.0))
+    """[n, 1] log library size."""
+    return torch.log(size_of(batch))
+
+
+def size_of(batch: Batch) -> Tensor:
+    """[n, 1] library size; an empty cell counts as one molecule, so that nothing becomes infinite."""
+    return torch.where(batch.size > 0, batch.size, torch.ones_like(batch.size))
 
 
 def log_share(mean: Tensor) -> Tensor:

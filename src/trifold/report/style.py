@@ -1,0 +1,21 @@
+"""Colours and axes of all plots. Figures are made without pyplot, so nothing global changes and no display is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette, which people with any colour vision can tell apart
+COLOUR = {"model": "#0072B2", "null": "#E69F00", "real": "#009E73", "control": "#8C8C8C", "ceiling": "#000000", "watched": "#D55E00"}
+SMALL, PLAIN = 8.5, 10.0  # points
+
+
+def plain(ax: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
+    """Two spines, a title flush left, labels with units."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(title, loc="left", fontsize=PLAIN, fontweight="bold")
+    ax.set_xlabel(x, fontsize=SMALL)
+    ax.set_ylabel(y, fontsize=SMALL)
+    ax.tick_params(labelsize=SMALL)
