@@ -16,7 +16,7 @@ from trifold import store
 from trifold.cite import bibtex
 from trifold.core import VAE
 from trifold.data import Cells, Schema, open, samplers, splits
-from trifold.errors import FormatError, NotFittedError, SchemaError, SpecError, suggest
+from trifold.errors import FormatError, NotFittedError, SchemaError, SpecError, listing, suggest
 from trifold.provenance import card_of, fingerprint, plain, seen_in, was_seen
 from trifold.records import Batch, Progress, Report
 from trifold.spec import from_spec, to_spec
@@ -153,8 +153,8 @@ class Model:
 
     def _sampler(self, cells: Cells, index: np.ndarray, plan: Plan, seed: int) -> Any:
         if plan.balance is None or len(np.unique(cells.code[plan.balance][index])) < 2:
-            return samplers.Shuffled(index, plan.batch, seed=seed)
-        return samplers.Balanced(index, cells.code[plan.balance][index], plan.batch, seed=seed)
+            return samplers.Shuffled(index, plan.batch, seed=seed, block=cells.block)
+        return samplers.Balanced(index, cells.code[plan.balance][index], plan.batch, seed=seed, block=cells.block)
 
     def _step(self, batch: Batch, progress: Progress) -> Report:
         return self.objective(self.vae(batch, progress))  # type: ignore[no-any-return]
@@ -392,11 +392,12 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> Model:
     parts = store.read_run(path)
     spec = parts["spec"]
     if not isinstance(spec, dict) or sorted(spec) != ["objective", "plan", "preset", "vae"]:
-        raise FormatError(f"spec.json of {str(path)!r} must hold vae, objective, plan and preset; found {sorted(spec)}.")
+        found = listing(spec, 10) if isinstance(spec, dict) else type(spec).__name__
+        raise FormatError(f"spec.json of {str(path)!r} must hold vae, objective, plan and preset; found {found}.")
     built = from_spec(spec, trust=trust)
-    for name, kind in (("vae", VAE), ("objective", Objective), ("plan", Plan), ("preset", str | None)):
+    for name, kind in {"vae": VAE, "objective": Objective, "plan": Plan, "preset": str | None}.items():
         if not isinstance(built[name], kind):
-            raise FormatError(f"spec.json of {str(path)!r} must hold a {_kind_name(kind)} under {name!r}; found {type(built[name]).__name__}.")
+            raise FormatError(f"{name!r} in spec.json of {str(path)!r} must be a {_named(kind)}; found {type(built[name]).__name__}.")
     model = Model(Schema.from_spec(parts["schema"]), built["vae"], built["objective"], plan=built["plan"], preset=built["preset"])
     store.load_weights(nn.ModuleDict({"vae": model.vae, "objective": model.objective}), parts["weights"])
     model.history = History.from_csv(parts["history"])
@@ -406,5 +407,5 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> Model:
     return model
 
 
-def _kind_name(kind: Any) -> str:
+def _named(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind)

@@ -99,4 +99,6 @@ def _check_span(begin: float, end: float) -> None:
 def _share(progress: Progress, begin: float, end: float) -> float:
     if progress.fraction >= end:
         return 1.0
-    return max(0.0, (progress.fraction - begin) / (end - begin))
+    if progress.fraction <= begin:
+        return 0.0
+    return (progress.fraction - begin) / (end - begin)

@@ -15,6 +15,7 @@ from typing import Any
 from trifold.errors import FormatError, SpecError, TrifoldError, suggest
 
 _KEY = "class"
+_DEEPEST = 50  # levels of nesting; those of our own components are under ten
 
 
 class Component:
@@ -67,11 +68,17 @@ def from_spec(spec: Any, *, trust: Sequence[str] = ()) -> Any:
         The component, built by its constructor.
 
     Raises:
-        FormatError: An unknown class, an unknown or missing argument, or a foreign class that is not trusted.
+        FormatError: An unknown class, an unknown or missing argument, nesting beyond reason, or a foreign class that is not trusted.
     """
+    return _built(spec, trust, 0)
+
+
+def _built(spec: Any, trust: Sequence[str], depth: int) -> Any:
+    if depth > _DEEPEST:
+        raise FormatError(f"A specification is nested at most {_DEEPEST} levels deep; this one is deeper.")
     if isinstance(spec, Mapping) and _KEY in spec:
         cls = _class_at(spec[_KEY], trust)
-        given = {k: from_spec(v, trust=trust) for k, v in spec.items() if k != _KEY}
+        given = {k: _built(v, trust, depth + 1) for k, v in spec.items() if k != _KEY}
         known = arguments(cls)
         for name in given:
             if name not in known:
@@ -83,9 +90,9 @@ def from_spec(spec: Any, *, trust: Sequence[str] = ()) -> Any:
         except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
             raise FormatError(f"{cls.__name__} cannot be built from the saved specification: {error}.") from error
     if isinstance(spec, Mapping):
-        return {k: from_spec(v, trust=trust) for k, v in spec.items()}
+        return {k: _built(v, trust, depth + 1) for k, v in spec.items()}
     if isinstance(spec, list):
-        return [from_spec(v, trust=trust) for v in spec]
+        return [_built(v, trust, depth + 1) for v in spec]
     return spec
 
 

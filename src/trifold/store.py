@@ -74,10 +74,12 @@ def write_run(path: str | Path, *, card: Any, schema: Any, spec: Any, weights: M
             os.rename(path, old)
         os.rename(fresh, path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
         if not path.exists() and old.exists():
             os.rename(old, path)
+        if not isinstance(error, OSError):
+            raise
         free = _free(path.parent)
         what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else str(error.strerror or error)
         raise CheckpointError(
@@ -184,7 +186,8 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _read_verified(path: Path, said: Any) -> bytes:
-    if not isinstance(said, dict) or not isinstance(said.get("size"), int) or not isinstance(said.get("sha256"), str):
+    size = said.get("size") if isinstance(said, dict) else None
+    if type(size) is not int or size < 0 or not isinstance(said.get("sha256"), str):
         raise FormatError(f"{MANIFEST} must give size and sha256 of {path.name}; found {said!r}.")
     data = _read_plain(path, said["size"])
     if len(data) != said["size"] or hashlib.sha256(data).hexdigest() != said["sha256"]:

@@ -73,7 +73,7 @@ def test_notices_go_to_stderr_and_tables_to_stdout(data):
 
     a = anndata.read_h5ad(data)
     a.obs["batch"] = a.obs["condition"].astype(str).str.upper().astype("category")
-    path = data.parent / "confounded.h5ad"
+    path = data.parent / "other.h5ad"
     a.write_h5ad(path)
     result = trifold_("check", path, "--condition", "condition", "--spurious", "batch")
     assert result.exit_code == 0

@@ -85,11 +85,16 @@ def test_blocks_keep_neighbours_within_a_window():
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6), batch=st.integers(1, 40), seed=st.integers(0, 3))
-def test_balanced_minibatches_hold_equal_shares_of_every_condition(sizes, batch, seed):
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    batch=st.integers(1, 40),
+    seed=st.integers(0, 3),
+    block=st.sampled_from([None, 1, 4]),
+)
+def test_balanced_minibatches_hold_equal_shares_of_every_condition(sizes, batch, seed, block):
     codes = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
     index = np.arange(len(codes)) + 5
-    sampler = Balanced(index, codes, batch, seed=seed)
+    sampler = Balanced(index, codes, batch, seed=seed, block=block)
     epoch = sampler.epoch(2)
     assert sum(map(len, epoch)) == len(codes)
     assert len(epoch) == sampler.steps
@@ -106,5 +111,7 @@ def test_samplers_refuse_what_they_cannot_sample():
         Shuffled(np.arange(0), 10)
     with pytest.raises(DataError, match="batch must be at least 1"):
         Shuffled(np.arange(5), 0)
+    with pytest.raises(DataError, match="block must be at least 1"):
+        Shuffled(np.arange(5), 2, block=0)
     with pytest.raises(ShapeError, match="codes"):
         Balanced(np.arange(5), np.arange(4), 2)

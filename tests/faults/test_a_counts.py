@@ -334,7 +334,9 @@ def test_item_21_a_view_of_a_backed_file_keeps_its_order(on_disk):
     want = batch_of(memory[rows][:, genes].copy(), schema, np.arange(5))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore" if form == "csc" else "error", TrifoldWarning)
-        assert equal(batch_of(backed[rows, genes], schema, np.arange(5)), want)
+        cells = Cells(backed[rows, genes], schema)
+    assert equal(cells.batch(np.arange(5)), want)
+    assert cells.obs["dose"].tolist() == rows
     backed.file.close()
 
 

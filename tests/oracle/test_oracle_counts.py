@@ -7,9 +7,8 @@ import pytest
 import torch
 from scipy import special, stats
 
+from trifold import dist
 from trifold.core import NegativeBinomial, Poisson, ZeroInflated
-from trifold.dist import NegativeBinomial as NB
-from trifold.dist import ZeroInflated as ZINB
 from trifold.dist import nb_log_prob, zinb_log_prob
 from trifold.dist.gamma import nb_log_pmf
 from trifold.records import Batch, Rows
@@ -47,12 +46,12 @@ def test_the_reference_is_scipys_negative_binomial_where_scipy_can_hold_its_para
 def test_each_entry_equals_the_reference_for_counts_to_a_million(dtype, relative):
     x, mean, theta = grid(dtype)
     truth = reference(*(t.double().numpy() for t in (x, mean, theta)))
-    got = NB(mean, theta).log_prob(x).double().numpy()
+    got = dist.NegativeBinomial(mean, theta).log_prob(x).double().numpy()
     np.testing.assert_allclose(got, truth, rtol=relative, atol=1e-9)
     gate = torch.linspace(-8, 8, len(x), dtype=dtype)
     soft, base = np.logaddexp(0, gate.double().numpy()), truth
     inflated = np.where(x.numpy() > 0, base, np.logaddexp(gate.double().numpy(), base)) - soft
-    got = ZINB(NB(mean, theta), gate).log_prob(x).double().numpy()
+    got = dist.ZeroInflated(dist.NegativeBinomial(mean, theta), gate).log_prob(x).double().numpy()
     np.testing.assert_allclose(got, inflated, rtol=relative, atol=1e-6 if dtype == torch.float32 else 1e-9)
 
 
@@ -68,16 +67,16 @@ def test_counts_near_their_mean_hold_in_float32_where_terms_of_a_million_cancel_
 @pytest.mark.parametrize("mean", [1e-3, 0.5, 30.0])
 @pytest.mark.parametrize("theta", [0.05, 1.0, 40.0, 1e5])
 def test_probabilities_sum_to_one(mean, theta):
-    base = NB(torch.tensor(mean, dtype=torch.float64), torch.tensor(theta, dtype=torch.float64))
+    base = dist.NegativeBinomial(torch.tensor(mean, dtype=torch.float64), torch.tensor(theta, dtype=torch.float64))
     x = torch.arange(60_000, dtype=torch.float64)
-    for law in (base, ZINB(base, torch.tensor(-0.7, dtype=torch.float64))):
+    for law in (base, dist.ZeroInflated(base, torch.tensor(-0.7, dtype=torch.float64))):
         assert float(law.log_prob(x).exp().sum()) == pytest.approx(1, abs=1e-8)
 
 
 def test_large_inverse_dispersion_gives_a_poisson():
     x, mean = torch.arange(0, 60.0), torch.full((60,), 12.0)
     truth = torch.distributions.Poisson(mean.double()).log_prob(x.double())
-    torch.testing.assert_close(NB(mean, torch.tensor(1e6)).log_prob(x).double(), truth, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dist.NegativeBinomial(mean, torch.tensor(1e6)).log_prob(x).double(), truth, rtol=1e-4, atol=1e-4)
 
 
 def problem(n: int = 7, g: int = 11, *, per_cell: bool, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -110,10 +109,8 @@ def test_the_split_form_and_its_gradients_equal_the_dense_formula_in_float64(inf
     single = [t.clone().requires_grad_() for t in (scores, log_theta, gate)]
     rows = csr_rows(x) if sparse else Rows.of_dense(x)
     up = torch.linspace(0.5, 2, len(x))
-    if inflated:
-        got = zinb_log_prob(single[0], log_size, single[1], single[2], rows)
-    else:
-        got = nb_log_prob(single[0], log_size, single[1], rows)
+    s, t, d = single
+    got = zinb_log_prob(s, log_size, t, d, rows) if inflated else nb_log_prob(s, log_size, t, rows)
     double = [t.double().requires_grad_() for t in (scores, log_theta, gate)]
     terms = dense_formula(x.double(), double[0], log_size.double(), double[1], double[2] if inflated else None)
     torch.testing.assert_close(got.double(), terms.sum(1), rtol=2e-6, atol=1e-5)
@@ -140,17 +137,22 @@ def test_the_gradient_in_the_rate_is_zero_at_the_mean_even_for_a_million_counts(
 
 @pytest.mark.parametrize("likelihood", [NegativeBinomial, ZeroInflated])
 def test_inverse_dispersion_by_condition_selects_the_row_of_each_cell(likelihood):
-    like = likelihood(3, 5, dispersion="condition", conditions=2)
-    with torch.no_grad():
-        like.log_theta.copy_(torch.randn(2, 5))
+    like = likelihood(3, 5, dispersion="condition", conditions=2).requires_grad_(False)
+    for key, parameter in like.named_parameters():
+        if "theta" in key:
+            parameter.normal_(std=0.1)
     h, x = torch.randn(4, 3), torch.poisson(torch.full((4, 5), 2.0))
     size, code = x.sum(1, keepdim=True) + 1, torch.tensor([1, 0, -1, 1])
-    got = like.log_prob(h, Batch(Rows.of_dense(x), size, code={"condition": code}))
-    for i, row in enumerate([like.log_theta[1], like.log_theta[0], like.log_theta.mean(0), like.log_theta[1]]):
-        alone = likelihood(3, 5)
-        alone.load_state_dict({**like.state_dict(), "log_theta": row.detach()})
-        one = alone.log_prob(h[i : i + 1], Batch(Rows.of_dense(x[i : i + 1]), size[i : i + 1]))
-        torch.testing.assert_close(got[i : i + 1], one)
+    together = Batch(Rows.of_dense(x), size, code={"condition": code})
+    got, law = like.log_prob(h, together), like.distribution(h, together)
+    theta = getattr(law, "base", law).theta
+    assert torch.equal(theta[0], theta[3])
+    assert not torch.isclose(theta[0], theta[1]).any()
+    assert not torch.isclose(theta[2], theta[0]).any()
+    torch.testing.assert_close(got, law.log_prob(x).sum(1))
+    for i in range(4):
+        alone = Batch(Rows.of_dense(x[i : i + 1]), size[i : i + 1], code={"condition": code[i : i + 1]})
+        torch.testing.assert_close(got[i : i + 1], like.log_prob(h[i : i + 1], alone))
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -100,7 +100,9 @@ def test_an_unknown_category_has_the_standard_normal_prior_and_what_is_not_learn
     law = prior.distribution(Batch(Rows.of_dense(torch.zeros(1, 1)), torch.ones(1, 1), code={"condition": torch.tensor([-1])}))
     assert (law.mean == 0).all()
     assert (law.variance == 1).all()
-    flags = {what: tuple(p.requires_grad for p in ConditionalGaussian(2, 2, role="r", learned=what).parameters()) for what in ("mean", "variance", "both", "neither")}
+    flags = {}
+    for what in ("mean", "variance", "both", "neither"):
+        flags[what] = tuple(p.requires_grad for p in ConditionalGaussian(2, 2, role="r", learned=what).parameters())
     assert flags == {"mean": (True, False), "variance": (False, True), "both": (True, True), "neither": (False, False)}
     with pytest.raises(SpecError, match="learned"):
         ConditionalGaussian(2, 2, role="r", learned="all")

@@ -90,7 +90,9 @@ def test_the_gram_form_equals_the_loop_over_pairs_to_1e_12(unbiased, reduction, 
 def test_cells_of_unknown_condition_are_left_out():
     y, code = torch.randn(12, 3, dtype=torch.float64), torch.arange(12) % 3 - 1
     kept = code >= 0
-    assert float(mmd2_groups(y, code, BANDWIDTHS, groups=2)) == pytest.approx(float(loop(y[kept], code[kept], BANDWIDTHS, groups=2)), abs=1e-12)
+    assert float(mmd2_groups(y, code, BANDWIDTHS, groups=2)) == pytest.approx(
+        float(loop(y[kept], code[kept], BANDWIDTHS, groups=2)), abs=1e-12
+    )
 
 
 def test_the_order_of_cells_and_of_conditions_does_not_matter():

@@ -54,7 +54,9 @@ def test_the_operations_on_sparse_rows_equal_those_on_dense_ones():
 
 
 def test_a_batch_under_another_condition_is_a_new_batch():
-    batch = Batch(Rows.of_dense(torch.ones(3, 2)), torch.ones(3, 1), design={"condition": torch.zeros(3, 2)}, code={"condition": torch.zeros(3)})
+    batch = Batch(
+        Rows.of_dense(torch.ones(3, 2)), torch.ones(3, 1), design={"condition": torch.zeros(3, 2)}, code={"condition": torch.zeros(3)}
+    )
     other = batch.under(condition=torch.ones(3, 2), code={"condition": torch.ones(3)})
     assert float(batch.design["condition"].sum() + batch.code["condition"].sum()) == 0
     assert float(other.design["condition"].sum() + other.code["condition"].sum()) == 9
@@ -90,7 +92,7 @@ def test_without_hidden_layers_the_input_and_the_covariates_are_passed_on():
 
 def test_glorot_weights_have_the_papers_variance_within_five_percent():
     net = MLP(400, (300,), norm="batch", init="glorot_normal")
-    assert float(net.first.weight.var()) == pytest.approx(2 / 700, rel=0.05)
+    assert net.first.weight.var().item() == pytest.approx(2 / 700, rel=0.05)
     assert net.first.bias is None
 
 

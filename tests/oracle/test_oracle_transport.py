@@ -29,8 +29,8 @@ def make(name: str):
     torch.manual_seed(4)
     like = likelihoods[name]()
     with torch.no_grad():
-        for parameter in like.parameters():
-            parameter.add_(0.6 * torch.randn(parameter.shape))
+        for key, parameter in like.named_parameters():
+            parameter.add_((0.06 if "theta" in key else 0.6) * torch.randn(parameter.shape))
     return like
 
 

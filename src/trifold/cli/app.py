@@ -28,7 +28,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Missing = Annotated[str, typer.Option(help="Genes of the model that the data lack: error, or zero to take them as zeros.")]
 Trust = Annotated[list[str] | None, typer.Option(help="Class outside trifold that may be imported: mylab.cycle:Cycle. Repeatable.")]
-X = Annotated[str | None, typer.Option("--x", help="Layer, 'raw' or key of obsm with the values.  [default: X]", show_default=False)]
+X = Annotated[str | None, typer.Option("--x", help="Layer, 'raw' or key of obsm with the values. Default: X.", show_default=False)]
 _COLUMN = "Column of obs. Repeatable."
 Condition = Annotated[list[str] | None, typer.Option(help=f"{_COLUMN} What is to be predicted: treatment, dose, disease.")]
 Invariant = Annotated[list[str] | None, typer.Option(help=f"{_COLUMN} Biology.")]
@@ -64,7 +64,7 @@ def check(
     spurious: Spurious = None,
     label: Label = None,
     size: Annotated[str | None, typer.Option(help="Column of obs with library sizes.")] = None,
-    kind: Annotated[str | None, typer.Option(help="counts, real or binary.  [default: from the values]", show_default=False)] = None,
+    kind: Annotated[str | None, typer.Option(help="counts, real or binary. Default: from the values.", show_default=False)] = None,
 ) -> None:
     """Look at data: what the file holds, what is wrong with it, the schema that would be made, and what is confounded."""
     from trifold.cli.checking import inspect
@@ -81,7 +81,7 @@ def fit(
         Path | None, typer.Option(exists=True, dir_okay=False, help="TOML with the tables [bold]data[/], [bold]model[/] and [bold]fit[/].")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="table.key=value, over the file and the flags. Repeatable.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Which model.  [default: trvae]", show_default=False)] = None,
+    preset: Annotated[str | None, typer.Option(help="Which model. Default: trvae.", show_default=False)] = None,
     x: X = None,
     condition: Condition = None,
     invariant: Invariant = None,
@@ -92,11 +92,11 @@ def fit(
         list[str] | None,
         typer.Option(help="column=value: cells that match all of them are never seen. A column named twice has two values."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the cells.  [default: from their number]", show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the cells. Default: from their number.", show_default=False)] = None,
     batch: Annotated[int | None, typer.Option(help="Cells per minibatch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the initial weights and of training.  [default: 0]", show_default=False)] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.  [default: auto]", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the initial weights and of training. Default: 0.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps. Default: auto.", show_default=False)] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     force: Force = False,
 ) -> None:
@@ -164,11 +164,11 @@ def evaluate(
     group: Annotated[list[str] | None, typer.Option(help="Column by whose values held-out cells are scored too. Repeatable.")] = None,
     source: Annotated[
         list[str] | None,
-        typer.Option(help="column=value of the cells to predict from.  [default: the other, if there are two]", show_default=False),
+        typer.Option(help="column=value of the cells to predict from. Default: the other, if there are two.", show_default=False),
     ] = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option(help="residual, mean or sample, as in predict. Repeatable.  [default: residual]", show_default=False),
+        typer.Option(help="residual, mean or sample, as in predict. Repeatable. Default: residual.", show_default=False),
     ] = None,
     genes: Annotated[int, typer.Option(help="Score this many most variable genes, chosen on training cells.")] = 2000,
     out: Annotated[Path | None, typer.Option(help="Table of all scores, .csv.", show_default=False)] = None,

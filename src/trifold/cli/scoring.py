@@ -174,8 +174,9 @@ def page(
     genes: int = 2000,
     seed: int = 0,
     device: str = "auto",
+    **named: str,
 ) -> Figure:
-    """The plots of one combination."""
+    """The plots of one combination; ``named``: unit and feature, as :func:`trifold.report.response` takes them."""
     from trifold import report
 
     fold = evaluate.make_fold(held.adata, held=held.group, n_top_genes=genes, kind=_kind(model), **held.names)
@@ -195,7 +196,7 @@ def page(
         history=model.history,
         genes=names,
         title=f"{held.group}: {held.target} predicted from {held.start}",
-        **({} if fold.kind == "counts" else {"unit": "units of x"}),
+        **(({} if fold.kind == "counts" else {"unit": "units of x", "feature": "feature"}) | named),
     )
 
 

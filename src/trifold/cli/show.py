@@ -22,7 +22,6 @@ METRICS = {
     "pearson_delta": "Pearson\nchange",
     "pearson_delta_top20": "Pearson\ntop 20",
     "rmse_delta": "RMSE\nchange",
-    "r2_mean": "R²\nmean",
     "e_distance": "E-dis-\ntance",
     "variance_concordance": "var.\nconc.",
     "zero_concordance": "zero\nconc.",

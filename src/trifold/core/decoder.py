@@ -42,7 +42,8 @@ class EffectDecoder(Component, nn.Module):
     .. math:: W h = W_0\,b(z) + \sum_j c_j \left(\delta_j + U_j\,\varphi(z)\right)
 
     with :math:`b` the base network, :math:`c_j` the columns of the design, :math:`\delta_j` one effect for all cells and
-    :math:`U_j\varphi(z)` a low-rank departure from it. Shrinking :math:`U` (``Shrinkage``) makes an effect fall back on the mean effect wherever z says nothing.
+    :math:`U_j\varphi(z)` a low-rank departure from it. Shrinking :math:`U` (``Shrinkage``) makes an effect fall back on the mean effect
+    wherever z says nothing.
 
     Args:
         network: From latent dimensions to the base features. Leaves taps ``"decoder.0"``, ...

@@ -11,6 +11,7 @@ from torch.distributions import Independent
 from trifold.core.likelihood.base import Likelihood
 from trifold.core.posterior import Posterior, draw
 from trifold.core.prior.base import Prior
+from trifold.errors import SpecError
 from trifold.records import Batch, Pass, Progress
 from trifold.spec import Component
 
@@ -23,10 +24,22 @@ class VAE(Component, nn.Module):
         prior: (z, Batch) -> log p(z | c).
         decoder: (z, Batch) -> features [n, h]. Any module with that signature, ``taps=`` and ``width``.
         likelihood: features -> p(x | z, c).
+
+    Raises:
+        SpecError: A part that is not of its kind.
     """
 
     def __init__(self, posterior: Posterior, prior: Prior, decoder: Any, likelihood: Likelihood):
         super().__init__()
+        kinds: dict[str, tuple[Any, type]] = {
+            "posterior": (posterior, nn.Module),
+            "prior": (prior, Prior),
+            "decoder": (decoder, nn.Module),
+            "likelihood": (likelihood, Likelihood),
+        }
+        for name, (part, kind) in kinds.items():
+            if not isinstance(part, kind):
+                raise SpecError(f"VAE needs a {kind.__name__} as its {name}; found {type(part).__name__}.")
         self.posterior = posterior
         self.prior = prior
         self.decoder = decoder

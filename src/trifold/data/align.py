@@ -53,7 +53,7 @@ def align(source: Source, genes: tuple[str, ...], *, missing: str = "error") -> 
         names = [g for g in source.genes if g not in wanted]
         notices.append(f"{extra} genes of {source.where} are not part of the model and are left out: {listing(names)}.")
     for notice in notices:
-        warnings.warn(notice, TrifoldWarning, stacklevel=4)
+        warnings.warn(notice, TrifoldWarning, stacklevel=3)
     return PickedSource(source, columns=columns, genes=genes), notices
 
 

@@ -31,7 +31,7 @@ def warn_confounded(obs: pd.DataFrame, roles: Mapping[str, Sequence[str]]) -> No
             for second in roles.get(b, ()):
                 blocks = separate(obs[first], obs[second]) if first != second else []
                 if len(blocks) > 1:
-                    warnings.warn(_message(obs, first, a, second, b, blocks), TrifoldWarning, stacklevel=4)
+                    warnings.warn(_message(obs, first, a, second, b, blocks), TrifoldWarning, stacklevel=3)
 
 
 def separate(first: pd.Series, second: pd.Series) -> list[list[object]]:

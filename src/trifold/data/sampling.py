@@ -23,9 +23,7 @@ class Shuffled:
     """
 
     def __init__(self, index: Array, batch: int, seed: int = 0, *, block: int | None = None):
-        self.index, self.batch, self.seed, self.block = _index(index, batch), int(batch), seed, block
-        if block is not None and block < 1:
-            raise DataError(f"block must be at least 1 cell; found {block}.")
+        self.index, self.batch, self.seed, self.block = _index(index, batch, block), int(batch), seed, block
 
     @property
     def steps(self) -> int:
@@ -36,14 +34,7 @@ class Shuffled:
         """The minibatches of epoch k, counted from 0: positions of cells."""
         rng = np.random.default_rng([self.seed, k])
         n = len(self.index)
-        if self.block is None or self.block >= n:
-            return np.split(self.index[rng.permutation(n)], _cuts(n, self.batch))
-        blocks = rng.permutation(-(-n // self.block))
-        order = (blocks[:, None] * self.block + np.arange(self.block)).reshape(-1)
-        order = order[order < n]
-        window = 16 * self.block
-        mixed = np.concatenate([rng.permutation(order[i : i + window]) for i in range(0, n, window)])
-        return np.split(self.index[mixed], _cuts(n, self.batch))
+        return np.split(self.index[_order(rng, n, self.block)], _cuts(n, self.batch))
 
 
 class Balanced:
@@ -57,14 +48,16 @@ class Balanced:
         codes: [n] condition of each entry of index: ``cells.code["condition"][index]``.
         batch: Cells in a minibatch; a last minibatch of one cell is merged into the one before.
         seed: Of the order.
+        block: As for :class:`Shuffled`, within each condition.
 
     Raises:
         DataError: No cells, or a batch below one.
         ShapeError: Codes of another length than index.
     """
 
-    def __init__(self, index: Array, codes: Array, batch: int, seed: int = 0):
-        self.index, self.codes, self.batch, self.seed = _index(index, batch), np.asarray(codes), int(batch), seed
+    def __init__(self, index: Array, codes: Array, batch: int, seed: int = 0, *, block: int | None = None):
+        self.index, self.codes = _index(index, batch, block), np.asarray(codes)
+        self.batch, self.seed, self.block = int(batch), seed, block
         if self.codes.shape != self.index.shape:
             raise ShapeError(f"codes must have one entry for each of the {len(self.index)} cells of index; found shape {self.codes.shape}.")
         _, inverse = np.unique(self.codes, return_inverse=True)
@@ -85,16 +78,29 @@ class Balanced:
         for g, group in enumerate(self._groups):
             places = np.flatnonzero(turn == g)
             rounds = -(-len(places) // len(group))
-            out[places] = np.concatenate([rng.permutation(group) for _ in range(rounds)] or [group[:0]])[: len(places)]
+            out[places] = np.concatenate([group[_order(rng, len(group), self.block)] for _ in range(rounds)] or [group[:0]])[: len(places)]
         return np.split(out, _cuts(n, self.batch))
 
 
-def _index(index: Array, batch: int) -> Array:
+def _order(rng: np.random.Generator, n: int, block: int | None) -> Array:
+    """[n] a random order; with blocks, one in which windows of 16 blocks are shuffled."""
+    if block is None or block >= n:
+        return rng.permutation(n)
+    blocks = rng.permutation(-(-n // block))
+    order = (blocks[:, None] * block + np.arange(block)).reshape(-1)
+    order = order[order < n]
+    window = 16 * block
+    return np.concatenate([rng.permutation(order[i : i + window]) for i in range(0, n, window)])
+
+
+def _index(index: Array, batch: int, block: int | None) -> Array:
     index = np.asarray(index)
     if index.ndim != 1 or not len(index) or index.dtype.kind not in "iu":
         raise DataError(f"A sampler needs at least one cell; found index of shape {index.shape} and dtype {index.dtype}.")
     if batch < 1:
         raise DataError(f"batch must be at least 1 cell; found {batch}.")
+    if block is not None and block < 1:
+        raise DataError(f"block must be at least 1 cell; found {block}.")
     return index
 
 

@@ -44,7 +44,7 @@ def by_fraction(n: int | Array, fraction: float, *, seed: int = 0, stratify: Arr
     order = order[np.argsort(codes[order], kind="stable")]
     _, start, size = np.unique(codes[order], return_index=True, return_counts=True)
     rank = np.arange(n) - np.repeat(start, size)  # of each cell in its stratum, in random order
-    share = np.repeat(np.where(size > 1, np.minimum(np.rint(fraction * size), size - 1), 0), size)
+    share = np.repeat(np.minimum(np.rint(fraction * size), size - 1), size)
     chosen = rank < share
     if not chosen.any():
         chosen[np.argmax(np.repeat(size, size))] = True

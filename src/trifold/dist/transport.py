@@ -1,9 +1,9 @@
 r"""Moving counts from one distribution to another so that each cell keeps its own noise.
 
 A negative binomial is a Poisson whose rate is gamma distributed: :math:`x \sim \mathrm{Poisson}(\mu r)`,
-:math:`r \sim \mathrm{Gamma}(\theta, \theta)`. Binomial thinning by :math:`\mu'/\mu` moves x exactly to a smaller mean; to a larger one,
-:math:`\mathrm{Poisson}((\mu' - \mu) r)` is added with r drawn given x, which is gamma again. Both keep the law exact, change as few
-molecules as they can, and give x back where nothing changes. This is the count form of x + g(z, s') - g(z, s).
+:math:`r \sim \mathrm{Gamma}(\theta, \theta)`. Given x, r is gamma again and is drawn; then x is moved from the rate :math:`\mu r` to
+:math:`\mu' r'`: thinned binomially to a smaller rate, topped up with a Poisson to a larger one. That keeps the law exact, changes as few
+molecules as it can, and gives x back where nothing changes. This is the count form of x + g(z, s') - g(z, s).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def move_counts(
         generator: Where the noise comes from.
 
     Returns:
-        [n, g] counts. Exact where the inverse dispersions are equal; where they differ, the gamma noise is mapped by its quantiles.
+        [n, g] counts. Where the inverse dispersions differ, the gamma noise is moved by its quantiles.
     """
-    same = theta == theta_target
-    if same.all():
-        return _move_same(x, mean, target, theta, generator)
-    noise = _noise(x, mean, theta.expand_as(x), generator)
-    moved = torch.poisson(target * _requantile(noise, theta.expand_as(x), theta_target.expand_as(x)), generator=generator)
-    return torch.where(same, _move_same(x, mean, target, theta, generator), moved)  # a cell's way does not depend on the others'
+    theta, theta_target = theta.expand_as(x), theta_target.expand_as(x)
+    noise = _noise(x, mean, theta, generator)
+    before, after = mean * noise, target * _requantile(noise, theta, theta_target)
+    share = torch.where(after < before, after / before, torch.ones_like(before))
+    kept = torch.binomial(x, share, generator=generator)
+    return kept + torch.poisson((after - before).clamp_min(0), generator=generator)
 
 
 def move_zero_inflated(
@@ -72,22 +72,20 @@ def move_zero_inflated(
     return torch.where(torch.where(structural > 0, stay_off, turn_off) > 0, torch.zeros_like(x), moved)
 
 
-def _move_same(x: Tensor, mean: Tensor, target: Tensor, theta: Tensor, generator: torch.Generator | None) -> Tensor:
-    share = torch.where(target < mean, target / mean, torch.ones_like(mean))
-    kept = torch.binomial(x, share.expand_as(x).contiguous(), generator=generator)
-    risen = (target - mean).clamp_min(0)
-    if torch.isinf(theta).all():
-        return kept + torch.poisson(risen, generator=generator)
-    return kept + torch.poisson(risen * _noise(x, mean, theta.expand_as(x), generator), generator=generator)
-
-
 def _noise(x: Tensor, mean: Tensor, theta: Tensor, generator: torch.Generator | None) -> Tensor:
-    """r given x: Gamma(theta + x, rate theta + mean), with mean 1 before x is seen."""
+    """r given x: Gamma(theta + x, rate theta + mean), with mean 1 before x is seen; 1 for a Poisson."""
+    if torch.isinf(theta).all():
+        return torch.ones_like(x)
     return draw_gamma(theta + x, 1 / (theta + mean), generator=generator)
 
 
 def _requantile(noise: Tensor, theta: Tensor, target: Tensor) -> Tensor:
+    """The quantile of Gamma(target, target) at which the noise stands in Gamma(theta, theta)."""
+    other = theta != target
+    if not bool(other.any()):
+        return noise
     from scipy.special import gammainc, gammaincinv
 
-    a, b, r = (t.detach().double().cpu().numpy() for t in (theta, target, noise))
-    return torch.from_numpy(gammaincinv(b, gammainc(a, a * r).clip(1e-12, 1 - 1e-12)) / b).to(noise)
+    a, b, r = (t[other].detach().double().cpu().numpy() for t in (theta, target, noise))
+    moved = gammaincinv(b, gammainc(a, a * r).clip(1e-12, 1 - 1e-12)) / b
+    return noise.clone().masked_scatter(other, torch.from_numpy(moved).to(noise))

@@ -19,6 +19,7 @@ from trifold.terms.mmd import PUBLISHED_BANDWIDTHS
 from trifold.train import Plan
 
 PLAIN: dict[str, Any] = {"latent": 20, "hidden": (128, 128), "mmd": 1.0, "kl": 1.0}
+SHRINK: dict[str, float] = {}
 PUBLISHED: dict[str, Any] = {"latent": 40, "hidden": (800, 800, 128), "mmd": 10.0, "kl": 1e-6}  # per cell; kl per latent dimension
 
 
@@ -116,8 +117,8 @@ def _plain(
         likelihood_for(schema, decoder.width, name=likelihood, dispersion=dispersion),
     )
     objective = Objective(
-        {"nll": NLL(), "kl": KL(), "mmd": MMD(**match), "shrinkage": Shrinkage()},
-        {"kl": Ramp(kl, end=0.3), "mmd": mmd, "shrinkage": shrinkage},
+        {"nll": NLL(), "kl": KL(), "mmd": MMD(**match), "shrinkage": Shrinkage(local=shrinkage, **SHRINK)},
+        {"kl": Ramp(kl, end=0.3), "mmd": mmd},
     )
     plan = Plan(batch=128, lr=2e-3, decay="cosine", plateau=None, patience=None, balance="condition", steps=1_500)
     return Model(schema, vae, objective, plan=plan, preset="trvae")

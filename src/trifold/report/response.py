@@ -10,7 +10,7 @@ import numpy as np
 from trifold.errors import EvaluationError
 from trifold.evaluate import averages, correlation, fit_pca, higher_is_better, project
 from trifold.evaluate.space import dense, mean
-from trifold.report.style import COLOUR, PLAIN, SMALL, plain
+from trifold.report.style import COLOUR, PLAIN, SMALL, below, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,7 @@ def response(
     genes: Sequence[str] | None = None,
     title: str = "",
     unit: str = UNIT,
+    feature: str = "gene",
 ) -> Figure:
     """The page; panels whose data are not given are left out.
 
@@ -56,6 +57,7 @@ def response(
         genes: [g] names; the six that change most are labelled.
         title: Above all.
         unit: Of the values.
+        feature: What a column of the cells is: a gene, a pixel.
 
     Returns:
         A figure; ``figure.savefig(path)`` writes it.
@@ -70,7 +72,7 @@ def response(
     parts: Any = figure.subfigures(1 if table is None else 2, 1, height_ratios=None if table is None else (1.35, 1), squeeze=False)
     upper, lower = parts[0, 0], parts[-1, 0]
     panels = upper.subplots(1, 3 if rows else 2)
-    draw_change(panels[0], predicted, real, control, null=null, null_name=null_name, name=name, genes=genes, unit=unit)
+    draw_change(panels[0], predicted, real, control, null=null, null_name=null_name, name=name, genes=genes, unit=unit, feature=feature)
     draw_cells(panels[1], predicted, real, control)
     if rows:
         draw_history(panels[2], rows)
@@ -93,6 +95,7 @@ def draw_change(
     name: str = "model",
     genes: Sequence[str] | None = None,
     unit: str = UNIT,
+    feature: str = "gene",
 ) -> None:
     """Predicted against real change of the mean of each gene, the null's beside the model's; on the diagonal a prediction is right."""
     base, truth = mean(dense(control)), mean(dense(real))
@@ -112,9 +115,8 @@ def draw_change(
     ax.plot(ends, ends, color="#555555", linewidth=0.8, linestyle="--", zorder=0)
     if genes is not None:
         _label(ax, x, y, genes)
-    plain(ax, title="Change of each gene", x=f"real change of the mean, {unit}", y=f"predicted change, {unit}")
-    ax.legend(fontsize=SMALL, frameon=False, loc="upper left")
-    ax.margins(y=0.12)
+    plain(ax, title=f"Change of each {feature}", x=f"real change of the mean, {unit}", y=f"predicted change, {unit}")
+    below(ax)
 
 
 def draw_cells(ax: Axes, predicted: Any, real: Any, control: Any) -> None:
@@ -128,7 +130,7 @@ def draw_cells(ax: Axes, predicted: Any, real: Any, control: Any) -> None:
         ax.scatter(at[:, 0], y, s=14, alpha=0.55, color=COLOUR[kind], marker=marker, linewidths=0, label=f"{names[kind]} ({len(cells):,})")
     share = [*(100 * pca.explained_variance_ratio_), 0.0]
     plain(ax, title="Cells", x=f"PC 1 ({share[0]:.0f} % of the variance)", y=f"PC 2 ({share[1]:.0f} %)")
-    ax.legend(fontsize=SMALL, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3, handletextpad=0, columnspacing=0.8)
+    below(ax)
 
 
 def draw_history(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
@@ -136,10 +138,14 @@ def draw_history(ax: Axes, rows: Sequence[Mapping[str, float]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     epochs = [row["epoch"] + 1 for row in rows]
+    settled: list[float] = []  # without the first epochs, which would leave no room for the rest
     for prefix, name, colour in (("train", "trained on", COLOUR["model"]), ("validation", "watched", COLOUR["watched"])):
         values = [row.get(f"{prefix}/loss", np.nan) for row in rows]
         if np.isfinite(values).any():
+            settled += [v for v in values[len(values) // 20 :] if np.isfinite(v)]
             ax.plot(epochs, values, color=colour, linewidth=1.6, linestyle="-" if prefix == "train" else "--", label=name)
+    if settled and np.ptp(settled) > 0:
+        ax.set_ylim(min(settled) - 0.05 * np.ptp(settled), max(settled) + 0.05 * np.ptp(settled))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain(ax, title="Training", x="epoch", y="loss, nats per cell")
     ax.legend(fontsize=SMALL, frameon=False, loc="upper right")

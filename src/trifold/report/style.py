@@ -19,3 +19,8 @@ def plain(ax: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
     ax.set_xlabel(x, fontsize=SMALL)
     ax.set_ylabel(y, fontsize=SMALL)
     ax.tick_params(labelsize=SMALL)
+
+
+def below(ax: Axes) -> None:
+    """A legend under the axes, where it hides nothing."""
+    ax.legend(fontsize=SMALL, frameon=False, handletextpad=0, columnspacing=0.8, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3)

@@ -30,6 +30,9 @@ class Objective(Component, nn.Module):
         unknown = [name for name in weights or {} if name not in terms]
         if unknown or not terms:
             raise SpecError(f"Objective needs a term for each weight; found terms {list(terms)} and weights {list(weights or {})}.")
+        wrong = [name for name, term in terms.items() if not isinstance(term, Term)]
+        if wrong:
+            raise SpecError(f"Objective needs terms that derive from Term; {wrong[0]!r} is a {type(terms[wrong[0]]).__name__}.")
         self._terms = nn.ModuleDict(terms)
         self.weights: dict[str, float | Schedule] = {name: (weights or {}).get(name, 1.0) for name in terms}
 

@@ -20,7 +20,8 @@ Batches = Callable[[int], Iterable[Batch]]  # epoch -> its minibatches
 Step = Callable[[Batch, Progress], Report]
 
 _CHECK_EVERY = 20  # steps between copies of good weights, and between looks at a device where a look costs a synchronisation
-_DIVERGED = 1e6  # a weighted term that is this many times the first loss (plus one nat) has diverged
+_DIVERGED = 1e4  # a loss that is this many times the first one (plus one nat) ...
+_PATIENCE = 5  # ... for so many steps on end has diverged; one odd minibatch has not
 
 
 def fit(
@@ -144,26 +145,26 @@ class _Guard:
         self.every = every
         self.names: list[str] = []
         self.first: Tensor | None = None  # step at which each quantity first went wrong; -1: never
-        self.limit: Tensor | None = None
-        self.weights: list[float] = []
-        self.counted: Tensor | None = None  # the same, on the device
+        self.limit = self.over = torch.zeros(())
+        self.shares: dict[str, Tensor] = {}
         self.saved, self.saved_at = _copy(network), 0
 
     def look(self, out: Report, norm: Tensor, step: int, lr: float) -> None:
         """Note the step at which a quantity first goes wrong; every few steps, act on it."""
-        self.names = [*out.values, "gradient"]
+        loss = out.loss.detach().float().abs()
+        self.names = [*out.values, "gradient", "loss"]
+        self.shares = {name: value * out.weights.get(name, 1.0) for name, value in out.values.items()}
         values = torch.stack([*(v.float() for v in out.values.values()), norm.detach().float()])
-        weights = [*(out.weights.get(name, 1.0) for name in out.values), 0.0]
-        if weights != self.weights or self.counted is None:
-            self.weights, self.counted = weights, torch.tensor(weights, device=values.device)
-        if self.first is None or self.limit is None:
-            self.first = torch.full((len(values),), -1, device=values.device)
-            self.limit = _DIVERGED * (1 + out.loss.detach().float().abs().nan_to_num())
-        good = torch.isfinite(values) & ((self.counted * values).abs().nan_to_num() <= self.limit)
+        if self.first is None:
+            self.first = torch.full((len(self.names),), -1, device=values.device)
+            self.limit = _DIVERGED * (1 + loss)
+            self.over = torch.zeros_like(loss)
+        self.over = torch.where(loss > self.limit, self.over + 1, torch.zeros_like(self.over))
+        good = torch.cat([torch.isfinite(values), (self.over < _PATIENCE)[None]])
         self.first = torch.where((self.first < 0) & ~good, step, self.first)
         if (step + 1) % self.every == 0:
             self.settle(lr)
-        if (step + 1) % _CHECK_EVERY == 0:
+        if (step + 1) % _CHECK_EVERY == 0 and float(self.over) == 0:
             self.saved, self.saved_at = _copy(self.network), step
 
     def settle(self, lr: float) -> None:
@@ -174,10 +175,13 @@ class _Guard:
 
     def stop(self, step: int, name: str, lr: float) -> None:
         self.network.load_state_dict(self.saved)
-        what = "the gradient" if name == "gradient" else "the validation loss" if name == "validation loss" else f"term {name!r}"
+        how = "NaN or infinite"
+        if name == "loss":  # finite, and out of all proportion: the largest term is to blame
+            name, how = max(self.shares, key=lambda n: abs(float(self.shares[n]))), "ten thousand times the first loss"
+        what = {"gradient": "the gradient", "validation loss": "the validation loss"}.get(name, f"term {name!r}")
         raise TrainingError(
-            f"{what[0].upper()}{what[1:]} became NaN, infinite or a million times the first loss at step {step}. "
-            f"The model was put back to step {self.saved_at}. Lower lr (now {lr:g}), or look for extreme values with trifold.check.",
+            f"{what[0].upper()}{what[1:]} became {how} at step {step}. The model was put back to step {self.saved_at}. "
+            f"Lower lr (now {lr:g}), or look for extreme values with trifold.check.",
             step=step,
             term=name,
         )

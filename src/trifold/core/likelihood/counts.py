@@ -9,15 +9,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from trifold.core.likelihood.base import Likelihood
+from trifold.core.likelihood.dispersion import Dispersion
 from trifold.dist import NegativeBinomial as NegativeBinomialDistribution
 from trifold.dist import ZeroInflated as ZeroInflatedDistribution
 from trifold.dist import nb_log_prob, zinb_log_prob
 from trifold.dist.transport import move_counts, move_zero_inflated
-from trifold.errors import SpecError, suggest
 from trifold.records import Batch
 
-DISPERSIONS = ("gene", "condition")
-_LOG_THETA = (math.log(1e-4), math.log(1e6))
 
 
 class NegativeBinomial(Likelihood):
@@ -44,7 +42,7 @@ class NegativeBinomial(Likelihood):
         self.conditions = conditions
         self.role = role
         self.out = nn.Linear(features, genes)
-        self.log_theta = _log_theta(genes, dispersion, conditions)
+        self.theta = Dispersion(genes, dispersion, conditions=conditions, role=role)
 
     @torch.no_grad()
     def start(self, mean: Tensor, var: Tensor) -> None:
@@ -53,12 +51,11 @@ class NegativeBinomial(Likelihood):
 
     def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
         """[n] nats."""
-        log_theta = theta_of(self.log_theta, batch, self.role)
-        return nb_log_prob(self.out(h), log_size(batch), log_theta, batch.rows)
+        return nb_log_prob(self.out(h), log_size(batch), self.theta(batch), batch.rows)
 
     def distribution(self, h: Tensor, batch: Batch) -> Distribution:
         """Negative binomial, [n, g]."""
-        return NegativeBinomialDistribution(self.mean(h, batch), theta_of(self.log_theta, batch, self.role).exp())
+        return NegativeBinomialDistribution(self.mean(h, batch), self.theta(batch).exp())
 
     def mean(self, h: Tensor, batch: Batch) -> Tensor:
         """[n, g] expected counts."""
@@ -66,7 +63,7 @@ class NegativeBinomial(Likelihood):
 
     def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
         """Thinned where the rate falls, topped up from the cell's own gamma noise where it rises."""
-        before, after = (theta_of(self.log_theta, b, self.role).exp() for b in (batch, under))
+        before, after = self.theta(batch).exp(), self.theta(under).exp()
         x = batch.rows.to_dense().float()
         return move_counts(x, self.mean(h, batch), self.mean(target, under), before, after, generator=generator)
 
@@ -97,7 +94,7 @@ class ZeroInflated(Likelihood):
         self.out = nn.Linear(features, genes)
         self.gate = nn.Linear(features, genes)
         nn.init.constant_(self.gate.bias, -2.0)  # few structural zeros to begin with
-        self.log_theta = _log_theta(genes, dispersion, conditions)
+        self.theta = Dispersion(genes, dispersion, conditions=conditions, role=role)
 
     @torch.no_grad()
     def start(self, mean: Tensor, var: Tensor) -> None:
@@ -106,17 +103,16 @@ class ZeroInflated(Likelihood):
 
     def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
         """[n] nats."""
-        log_theta = theta_of(self.log_theta, batch, self.role)
-        return zinb_log_prob(self.out(h), log_size(batch), log_theta, self.gate(h), batch.rows)
+        return zinb_log_prob(self.out(h), log_size(batch), self.theta(batch), self.gate(h), batch.rows)
 
     def distribution(self, h: Tensor, batch: Batch) -> Distribution:
         """Zero-inflated negative binomial, [n, g]."""
-        base = NegativeBinomialDistribution(self._rate(h, batch), theta_of(self.log_theta, batch, self.role).exp())
+        base = NegativeBinomialDistribution(self._rate(h, batch), self.theta(batch).exp())
         return ZeroInflatedDistribution(base, self.gate(h).float())
 
     def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
         """Structural zeros are switched as rarely as their probabilities allow, the other counts move as a negative binomial's."""
-        before, after = (theta_of(self.log_theta, b, self.role).exp() for b in (batch, under))
+        before, after = self.theta(batch).exp(), self.theta(under).exp()
         rates = self._rate(h, batch), self._rate(target, under)
         gates = self.gate(h).float(), self.gate(target).float()
         return move_zero_inflated(batch.rows.to_dense().float(), *rates, before, after, *gates, generator=generator)
@@ -191,20 +187,3 @@ def log_share(mean: Tensor) -> Tensor:
     """[g] log share of each gene; one that never occurs gets a thousandth of an even share."""
     share = mean / mean.sum().clamp_min(1e-12)
     return torch.log(share + 1e-3 / len(mean))
-
-
-def theta_of(log_theta: Tensor, batch: Batch, role: str) -> Tensor:
-    """log inverse dispersion, [g], or [n, g] by the category of each cell; unknown categories get the mean over categories."""
-    log_theta = log_theta.clamp(*_LOG_THETA)
-    if log_theta.dim() == 1:
-        return log_theta
-    return torch.cat([log_theta, log_theta.mean(0, keepdim=True)])[batch.code[role]]
-
-
-def _log_theta(genes: int, dispersion: str, conditions: int) -> nn.Parameter:
-    if dispersion not in DISPERSIONS:
-        options = ", ".join(map(repr, DISPERSIONS))
-        raise SpecError(f"dispersion needs one of {options}; found {dispersion!r}.{suggest(dispersion, DISPERSIONS)}")
-    if dispersion == "condition" and conditions < 1:
-        raise SpecError("dispersion='condition' needs the number of conditions; found 0. Pass conditions=<joint categories of the role>.")
-    return nn.Parameter(torch.zeros(genes) if dispersion == "gene" else torch.zeros(conditions, genes))

@@ -1,0 +1,51 @@
+"""The inverse dispersion of counts: one per gene, or one per gene and condition."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from trifold.errors import SpecError, suggest
+from trifold.records import Batch
+
+DISPERSIONS = ("gene", "condition")
+GAIN = 10.0  # the parameters are log theta / 10: the steps of an optimiser then move theta as fast as the data ask, not ten times slower
+_RANGE = (math.log(1e-4), math.log(1e6))
+
+
+class Dispersion(nn.Module):
+    """log inverse dispersion: a value per gene, and for ``"condition"`` each condition's departure from it.
+
+    Args:
+        genes: Number of genes g.
+        kind: ``"gene"`` or ``"condition"``.
+        conditions: Number of joint categories of ``role``; needed for ``"condition"``.
+        role: Role of the schema whose category selects the departure. Unknown categories get none.
+
+    Raises:
+        SpecError: An unknown kind, or no conditions where they are needed.
+    """
+
+    def __init__(self, genes: int, kind: str, *, conditions: int, role: str):
+        super().__init__()
+        if kind not in DISPERSIONS:
+            raise SpecError(f"dispersion needs one of {', '.join(map(repr, DISPERSIONS))}; found {kind!r}.{suggest(kind, DISPERSIONS)}")
+        if kind == "condition" and conditions < 1:
+            raise SpecError("dispersion='condition' needs the number of conditions; found 0. Pass conditions=<joint categories of the role>.")
+        self.role = role
+        self.shared = nn.Parameter(torch.zeros(genes))
+        self.departure = nn.Parameter(torch.zeros(conditions, genes)) if kind == "condition" else None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Log inverse dispersion, [g] or [n, g]."""
+        log_theta = GAIN * self.shared
+        if self.departure is not None:
+            none = torch.zeros_like(self.departure[:1])  # row -1
+            log_theta = log_theta + GAIN * torch.cat([self.departure, none])[batch.code[self.role]]
+        return log_theta.clamp(*_RANGE)
+
+    def shrinkage(self) -> Tensor:
+        """[] sum of the squared departures of log theta; 0 where there are none."""
+        return self.shared.new_zeros(()) if self.departure is None else (GAIN * self.departure).square().sum()
