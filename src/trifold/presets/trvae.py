@@ -117,7 +117,7 @@ def _plain(
         likelihood_for(schema, decoder.width, name=likelihood, dispersion=dispersion),
     )
     objective = Objective(
-        {"nll": NLL(), "kl": KL(), "mmd": MMD(**match), "shrinkage": Shrinkage(local=shrinkage, **SHRINK)},
+        {"nll": NLL(), "kl": KL(), "mmd": MMD(**match), "shrinkage": Shrinkage(**({"local": shrinkage} | SHRINK))},
         {"kl": Ramp(kl, end=0.3), "mmd": mmd},
     )
     plan = Plan(batch=128, lr=2e-3, decay="cosine", plateau=None, patience=None, balance="condition", steps=1_500)
@@ -141,6 +141,7 @@ def _published(
         decoder,
         Gaussian(decoder.width, len(schema.genes), variance="fixed", value=0.5, nonnegative=True),  # -log p is the sum of squares
     )
+    torch.nn.init.xavier_normal_(vae.likelihood.out.weight)
     match = {**match, "bandwidths": PUBLISHED_BANDWIDTHS, "unbiased": False, "reduction": "sum"}
     objective = Objective({"nll": NLL(), "kl": KL(), "mmd": MMD(**match)}, {"kl": kl / latent, "mmd": mmd})
     plan = Plan(batch=512, lr=1e-3, clip=None, patience=20, plateau=10, steps=6_000)

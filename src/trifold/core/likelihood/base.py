@@ -62,3 +62,11 @@ class Likelihood(Component, nn.Module, ABC):
         Returns:
             [n, g] values. If x follows p(. | h), the result follows p(. | target); equal features give x back.
         """
+
+
+def output_layer(features: int, genes: int) -> nn.Linear:
+    """A linear layer that starts near zero, so that what no cell ever pulls on says nothing, rather than something at random."""
+    layer = nn.Linear(features, genes)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from trifold.core.likelihood.base import Likelihood
+from trifold.core.likelihood.base import Likelihood, output_layer
 from trifold.records import Batch
 
 
@@ -33,7 +33,7 @@ class Bernoulli(Likelihood):
         super().__init__()
         self.features = features
         self.genes = genes
-        self.out = nn.Linear(features, genes)
+        self.out = output_layer(features, genes)
 
     @torch.no_grad()
     def start(self, mean: Tensor, var: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from trifold.core.likelihood.base import Likelihood
+from trifold.core.likelihood.base import Likelihood, output_layer
 from trifold.core.likelihood.dispersion import Dispersion
 from trifold.dist import NegativeBinomial as NegativeBinomialDistribution
 from trifold.dist import ZeroInflated as ZeroInflatedDistribution
@@ -41,7 +41,7 @@ class NegativeBinomial(Likelihood):
         self.dispersion = dispersion
         self.conditions = conditions
         self.role = role
-        self.out = nn.Linear(features, genes)
+        self.out = output_layer(features, genes)
         self.theta = Dispersion(genes, dispersion, conditions=conditions, role=role)
 
     @torch.no_grad()
@@ -91,8 +91,8 @@ class ZeroInflated(Likelihood):
         self.dispersion = dispersion
         self.conditions = conditions
         self.role = role
-        self.out = nn.Linear(features, genes)
-        self.gate = nn.Linear(features, genes)
+        self.out = output_layer(features, genes)
+        self.gate = output_layer(features, genes)
         nn.init.constant_(self.gate.bias, -2.0)  # few structural zeros to begin with
         self.theta = Dispersion(genes, dispersion, conditions=conditions, role=role)
 
@@ -135,7 +135,7 @@ class Poisson(Likelihood):
         super().__init__()
         self.features = features
         self.genes = genes
-        self.out = nn.Linear(features, genes)
+        self.out = output_layer(features, genes)
 
     @torch.no_grad()
     def start(self, mean: Tensor, var: Tensor) -> None:

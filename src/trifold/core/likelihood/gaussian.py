@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from trifold.core.likelihood.base import Likelihood
+from trifold.core.likelihood.base import Likelihood, output_layer
 from trifold.errors import SpecError, suggest
 from trifold.records import Batch
 
@@ -52,7 +52,7 @@ class Gaussian(Likelihood):
         self.variance = variance
         self.value = value
         self.nonnegative = nonnegative
-        self.out = nn.Linear(features, genes)
+        self.out = output_layer(features, genes)
         self.log_var = nn.Parameter(torch.full((genes,), math.log(value))) if variance == "gene" else None
         self.spread = nn.Linear(features, genes) if variance == "cell" else None
         if self.spread is not None:
