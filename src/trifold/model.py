@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 KINDS = ("mean", "sample", "residual")
 _CHUNK = 1024  # cells per step of inference
+_START = 20_000  # cells from which the values that training begins with are taken
 
 
 class Model:
@@ -70,7 +71,7 @@ class Model:
         out: str | Path | None = None,
         progress: bool = True,
     ) -> Model:
-        """Train on data; the best weights on watched cells are kept. Arguments left at ``...`` are the preset's own.
+        """Train on data. Arguments left at ``...`` are the preset's own.
 
         Args:
             data: AnnData, path to h5ad, or whatever the schema was made of.
@@ -79,7 +80,8 @@ class Model:
             batch: Cells per minibatch.
             lr: Learning rate of Adam.
             validation: Share of the training cells, drawn evenly from all conditions, that is watched and not trained on; 0: none.
-            patience: Epochs without improvement of the watched loss after which training stops; None: no early stopping.
+            patience: Epochs without improvement of the watched loss after which training stops and the best weights are restored; None: no
+                early stopping, the last weights are kept.
             balance: Role whose categories get equal shares of each minibatch; None: no balancing.
             precision: ``"32-true"`` or ``"bf16-mixed"``; likelihood, KL and MMD run in float32 either way.
             seed: Of the split, the minibatches, dropout and the noise of z. Weights are drawn when the preset is called, from its own seed.
@@ -106,7 +108,9 @@ class Model:
         sampler = self._sampler(cells, train, plan, seed)
         count = plan.epochs_for(len(train))
         if not self.card:
-            self.vae.likelihood.start(*_moments(cells, train))
+            some = train[:: -(-len(train) // _START)]
+            self.vae.likelihood.start(*_moments(cells, some))
+            self.vae.posterior.start(self._chunks(cells, some, _CHUNK))
         network = nn.ModuleDict({"vae": self.vae, "objective": self.objective})
         with progress_bar(count, show=progress) as show:
             self.history = fit(
@@ -363,16 +367,15 @@ def _cut(index: np.ndarray, size: int = _CHUNK) -> list[np.ndarray]:
     return [index[start : start + size] for start in range(0, len(index), size)]
 
 
-def _moments(cells: Cells, index: np.ndarray, most: int = 20_000) -> tuple[Tensor, Tensor]:
-    """[g] mean and variance of x over (at most some of) the cells."""
-    some = index[:: -(-len(index) // most)]
+def _moments(cells: Cells, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    """[g] mean and variance of x over some cells."""
     first, second = torch.zeros(2, len(cells.schema.genes), dtype=torch.float64)
-    for at in _cut(some):
+    for at in _cut(index):
         x = cells.batch(at).rows.to_dense().double()
         first += x.sum(0)
         second += x.square().sum(0)
-    mean = first / len(some)
-    return mean.float(), (second / len(some) - mean**2).clamp_min(0).float()
+    mean = first / len(index)
+    return mean.float(), (second / len(index) - mean**2).clamp_min(0).float()
 
 
 def _tensors(arrays: Mapping[str, np.ndarray], at: np.ndarray) -> dict[str, Tensor]:

@@ -87,6 +87,13 @@ class Rows:
             return replace(self, dense=self.dense * factor)
         return replace(self, val=cast(Tensor, self.val) * factor.view(-1)[self.row()])
 
+    def weigh(self, weight: Tensor) -> Rows:
+        """Rows with each gene multiplied by its weight, [g]."""
+        if self.dense is not None:
+            return replace(self, dense=self.dense * weight)
+        _, col, val = self.csr()
+        return replace(self, val=val * weight[col])
+
     def total(self) -> Tensor:
         """[n, 1] sum of each row."""
         if self.dense is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,27 @@ class Posterior(Component, nn.Module):
         roles: Roles of the schema that the network sees beside the rows, in this order.
         transform: What is done to x first: ``"none"``, ``"log1p"``, or ``"lognorm"`` (scaled to 10,000 counts per cell, then log1p).
             All keep zeros, so that sparse rows stay sparse.
+        blind: Share of the genes that the network does not see: those whose mean differs most between the categories of ``blind_to``
+            (:meth:`start` finds them), so that z does not tell the categories apart by what they change.
+        blind_to: Role of the schema.
 
     Raises:
-        SpecError: An unknown transform.
+        SpecError: An unknown transform, or a share outside [0, 1).
     """
 
-    def __init__(self, network: MLP, latent: int, *, roles: Sequence[str] = (), transform: str = "none"):
+    def __init__(
+        self,
+        network: MLP,
+        latent: int,
+        *,
+        roles: Sequence[str] = (),
+        transform: str = "none",
+        blind: float = 0.0,
+        blind_to: str = "condition",
+    ):
         super().__init__()
+        if not 0 <= blind < 1:
+            raise SpecError(f"blind needs a share of the genes in [0, 1); found {blind}.")
         if transform not in TRANSFORMS:
             raise SpecError(
                 f"transform needs one of {', '.join(map(repr, TRANSFORMS))}; found {transform!r}.{suggest(transform, TRANSFORMS)}"
@@ -42,6 +56,9 @@ class Posterior(Component, nn.Module):
         self.latent = latent
         self.roles = tuple(roles)
         self.transform = transform
+        self.blind = blind
+        self.blind_to = blind_to
+        self.register_buffer("visible", torch.ones(network.inputs))
         self.head = nn.Linear(network.width, 2 * latent)
 
     def forward(self, batch: Batch) -> Independent:
@@ -49,11 +66,61 @@ class Posterior(Component, nn.Module):
         mean, raw = self.head(self.network(self._input(batch), joined(batch, self.roles))).float().chunk(2, 1)
         return Independent(Normal(mean, torch.exp(0.5 * raw.clamp(-12, 12)), validate_args=False), 1, validate_args=False)
 
-    def _input(self, batch: Batch) -> Rows:
+    @torch.no_grad()
+    def start(self, batches: Iterable[Batch]) -> None:
+        """Choose the genes not to see, from training cells: the largest Welch t statistics of one category against the rest.
+
+        Args:
+            batches: The training cells, or enough of them.
+        """
+        hidden = round(self.blind * self.network.inputs)
+        if hidden == 0:
+            return
+        groups = _sums((self.transformed(b), b.code[self.blind_to]) for b in batches)
+        contrast = _contrast(groups)
+        most = contrast.topk(hidden).indices
+        self.get_buffer("visible")[most[contrast[most] > 0]] = 0
+
+    def transformed(self, batch: Batch) -> Rows:
+        """The rows as the network takes them, all genes."""
         if self.transform == "none":
             return batch.rows
         rows = batch.rows if self.transform == "log1p" else batch.rows.scale(_TARGET / batch.size.clamp_min(1))
         return rows.map(torch.log1p)
+
+    def _input(self, batch: Batch) -> Rows:
+        rows = self.transformed(batch)
+        return rows if self.blind == 0 else rows.weigh(self.get_buffer("visible"))
+
+
+def _sums(parts: Iterable[tuple[Rows, Tensor]]) -> dict[int, tuple[int, Tensor, Tensor]]:
+    """Category -> number of cells, sum and sum of squares of each gene."""
+    groups: dict[int, tuple[int, Tensor, Tensor]] = {}
+    for rows, code in parts:
+        x = rows.to_dense().double()
+        for category in code.unique().tolist():
+            own = x[code == category]
+            n, first, second = groups.get(category, (0, torch.zeros(x.shape[1]).double(), torch.zeros(x.shape[1]).double()))
+            groups[category] = n + len(own), first + own.sum(0), second + own.square().sum(0)
+    return groups
+
+
+def _contrast(groups: dict[int, tuple[int, Tensor, Tensor]]) -> Tensor:
+    """[g] largest absolute Welch t statistic of a category against all the rest."""
+    whole = tuple(sum(part[i] for part in groups.values()) for i in range(3))
+    largest = torch.zeros_like(next(iter(groups.values()))[1])
+    for own in groups.values():
+        rest = tuple(w - o for w, o in zip(whole, own, strict=True))
+        if min(own[0], rest[0]) < 2:
+            continue
+        (m1, e1), (m2, e2) = (_mean_error(*part) for part in (own, rest))
+        largest = torch.maximum(largest, ((m1 - m2) / (e1 + e2 + 1e-8).sqrt()).abs())
+    return largest
+
+
+def _mean_error(n: int, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    mean = first / n
+    return mean, (second / n - mean.square()).clamp_min(0) / n
 
 
 def draw(qz: Independent, generator: torch.Generator | None = None) -> Tensor:

@@ -19,7 +19,6 @@ from trifold.terms.mmd import PUBLISHED_BANDWIDTHS
 from trifold.train import Plan
 
 PLAIN: dict[str, Any] = {"latent": 20, "hidden": (128, 128), "mmd": 1.0, "kl": 1.0}
-SHRINK: dict[str, float] = {}
 PUBLISHED: dict[str, Any] = {"latent": 40, "hidden": (800, 800, 128), "mmd": 10.0, "kl": 1e-6}  # per cell; kl per latent dimension
 
 
@@ -29,21 +28,23 @@ def trvae(
     latent: int | None = None,
     hidden: Sequence[int] | None = None,
     likelihood: str | None = None,
-    dispersion: str = "gene",
+    dispersion: str = "condition",
     mmd: float | None = None,
     within: str | None = None,
     kl: float | None = None,
     rank: int = 8,
-    shrinkage: float = 10.0,
+    blind: float = 0.1,
+    shrinkage: float = 1.0,
     published: bool = False,
     seed: int = 0,
 ) -> Model:
     r"""A model that predicts cells under a condition never seen for their type. Cell-type labels are not used in training.
 
-    .. math:: L = -\log p(x \mid z, s) + w\,\mathrm{KL} + \mathrm{mmd} \cdot \overline{\mathrm{MMD}^2} + \mathrm{shrinkage}\,\|U\|^2 / n
+    .. math:: L = -\log p(x \mid z, s) + w\,\mathrm{KL} + \mathrm{mmd} \cdot \overline{\mathrm{MMD}^2} + \mathrm{shrinkage} \cdot \mathrm{prior}(\delta, U, \theta) / n
 
     in nats per cell. The decoder adds to each cell's log rate (or value) one effect per condition, and a low-rank departure from it that
-    varies smoothly with z and is shrunk to zero (:class:`trifold.core.EffectDecoder`).
+    varies smoothly with z; both are shrunk to zero (:class:`trifold.core.EffectDecoder`). It trains on all cells for a number of steps that
+    the data decide; pass ``validation=0.1, patience=30`` to ``fit`` for early stopping instead.
 
     Args:
         schema: With a ``condition``.
@@ -55,7 +56,8 @@ def trvae(
         within: Match conditions only inside the categories of this column (or role), where their proportions differ between conditions.
         kl: Weight of the KL divergence.
         rank: Rank of the departures from the mean effect (plain preset).
-        shrinkage: Weight of their squared norm (plain preset).
+        blind: Share of the genes that the encoder does not see: those that the condition changes most (plain preset).
+        shrinkage: Weight of the prior on effects and inverse dispersions (plain preset; :class:`trifold.terms.Shrinkage`).
         published: The paper's own choices: Gaussian on log-normalised values, BatchNorm, 800-800-128, d = 40, biased MMD with 19 fixed
             bandwidths, summed over pairs, weight 10 per cell (see docs/units.md).
         seed: Of the initial weights.
@@ -84,7 +86,7 @@ def trvae(
         torch.manual_seed(seed)
         if published:
             return _published(schema, likelihood, match, **chosen)
-        return _plain(schema, likelihood, dispersion, match, rank=rank, shrinkage=shrinkage, **chosen)
+        return _plain(schema, likelihood, dispersion, match, rank=rank, blind=blind, shrinkage=shrinkage, **chosen)
 
 
 def _plain(
@@ -98,6 +100,7 @@ def _plain(
     mmd: float,
     kl: float,
     rank: int,
+    blind: float,
     shrinkage: float,
 ) -> Model:
     style: dict[str, Any] = {"norm": "layer", "activation": "gelu", "dropout": 0.1}
@@ -111,16 +114,16 @@ def _plain(
         roles=("condition",),
     )
     vae = VAE(
-        Posterior(encoder, latent, transform=transform),
+        Posterior(encoder, latent, transform=transform, blind=blind),
         StandardNormal(latent),
         decoder,
         likelihood_for(schema, decoder.width, name=likelihood, dispersion=dispersion),
     )
     objective = Objective(
-        {"nll": NLL(), "kl": KL(), "mmd": MMD(**match), "shrinkage": Shrinkage(**({"local": shrinkage} | SHRINK))},
-        {"kl": Ramp(kl, end=0.3), "mmd": mmd},
+        {"nll": NLL(), "kl": KL(), "mmd": MMD(**match), "shrinkage": Shrinkage()},
+        {"kl": Ramp(kl, end=0.3), "mmd": mmd, "shrinkage": shrinkage},
     )
-    plan = Plan(batch=128, lr=2e-3, decay="cosine", plateau=None, patience=None, balance="condition", steps=1_500)
+    plan = Plan(batch=128, lr=2e-3, decay="cosine", plateau=None, patience=None, validation=0.0, balance="condition", steps=1_500)
     return Model(schema, vae, objective, plan=plan, preset="trvae")
 
 

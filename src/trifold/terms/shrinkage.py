@@ -8,35 +8,39 @@ from trifold.errors import SpecError
 from trifold.records import Pass
 from trifold.terms.base import Term
 
-_SMOOTH = 1e-3  # below this an absolute value is rounded off, so that its gradient is finite at 0
+_SMOOTH = 0.03  # a log change below which a norm is rounded off, so that its gradient is finite at 0
 
 
 class Shrinkage(Term):
     r"""Minus the log prior of what an ``EffectDecoder`` and its likelihood learn per covariate, in nats per training cell.
 
-    .. math:: \frac{1}{n} \left(a \sum_j \|U_j\|^2 + b \sum_j \|\delta_j\|^2 + s \sum_{jg} |\delta_{jg}| + t \sum_j \|\log\theta_j - \log\theta\|^2\right)
+    .. math:: \frac{1}{n} \Bigl(a \|U\|^2 + b \|\delta\|^2 + s \sum_{jg} \bigl(|\delta_{jg}| + \|U_{jg\cdot}\|\bigr)
+              + t \sum_g (\log\theta_g - 1)^2 + u \sum_{jg} (\log\theta_{jg} - \log\theta_g)^2\Bigr)
 
-    with n the number of training cells. Where z says nothing about the effect, U goes to 0 and the effect falls back on the mean effect;
-    genes that do not respond get no effect at all; conditions share their inverse dispersions unless the data say otherwise.
+    with n the number of training cells, j the columns of the design and g the genes. Where z says nothing about the effect, U goes to 0 and
+    the effect falls back on the mean effect. The third summand is heavy-tailed: a gene that does not respond gets no effect at all, so that
+    differences in composition between conditions stay with z; one that does respond is hardly held back.
 
     Args:
         local: a, half the precision of the departures U from the mean effect.
         shared: b, half the precision of the mean effects.
-        sparse: s, rate of a Laplace prior on the mean effects.
-        dispersion: t, half the precision of each condition's log inverse dispersion about the gene's own.
+        sparse: s, rate of a Laplace prior on each gene's mean effect, and on the norm of its departure.
+        typical: t, half the precision of a gene's log inverse dispersion about 1: genes with few counts cannot say it themselves.
+        dispersion: u, half the precision of each condition's log inverse dispersion about the gene's own.
 
     Raises:
         SpecError: A negative argument.
     """
 
-    def __init__(self, *, local: float = 10.0, shared: float = 1.0, sparse: float = 0.0, dispersion: float = 1.0):
+    def __init__(self, *, local: float = 2.0, shared: float = 0.1, sparse: float = 15.0, typical: float = 90.0, dispersion: float = 30.0):
         super().__init__()
-        for name, value in (("local", local), ("shared", shared), ("sparse", sparse), ("dispersion", dispersion)):
+        for name, value in (("local", local), ("shared", shared), ("sparse", sparse), ("typical", typical), ("dispersion", dispersion)):
             if value < 0:
                 raise SpecError(f"Shrinkage needs {name} >= 0; found {value}.")
         self.local = local
         self.shared = shared
         self.sparse = sparse
+        self.typical = typical
         self.dispersion = dispersion
 
     def forward(self, p: Pass) -> Tensor:
@@ -46,8 +50,14 @@ class Shrinkage(Term):
         mean, departure = weight[:, : decoder.covariates], weight[:, decoder.covariates :]
         total = self.local * departure.square().sum() + self.shared * mean.square().sum()
         if self.sparse:
-            total = total + self.sparse * ((mean.square() + _SMOOTH**2).sqrt() - _SMOOTH).sum()
+            norm = departure.unflatten(1, (decoder.covariates, decoder.rank)).square().sum(2)
+            total = total + self.sparse * (_rounded(mean.square()).sum() + _rounded(norm).sum())
         theta = getattr(p.vae.likelihood, "theta", None)
-        if theta is not None and self.dispersion:
-            total = total + self.dispersion * theta.shrinkage()
+        if theta is not None:
+            own, departures = theta.distances()
+            total = total + self.typical * own + self.dispersion * departures
         return total / p.progress.cells  # type: ignore[no-any-return]
+
+
+def _rounded(square: Tensor) -> Tensor:
+    return (square + _SMOOTH**2).sqrt() - _SMOOTH

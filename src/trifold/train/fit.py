@@ -38,7 +38,7 @@ def fit(
     device: str = "auto",
     report: Callable[[dict[str, float]], None] | None = None,
 ) -> History:
-    """Train a network in place; its best weights are restored at the end.
+    """Train a network in place. With early stopping, the weights that were best on the watched cells are restored at the end.
 
     The global random generators are left as they were found; all noise comes from ``seed``.
 
@@ -107,7 +107,7 @@ def fit(
                     report(row)
                 if validation is not None and plan.patience is not None and since >= plan.patience:
                     break
-            if validation is not None and math.isfinite(best_loss):
+            if plan.patience is not None and math.isfinite(best_loss):
                 network.load_state_dict(best)
         finally:
             network.eval()

@@ -23,7 +23,8 @@ class Plan(Component):
         lr: Adam's learning rate.
         weight_decay: Decoupled weight decay (AdamW); 0: Adam.
         clip: Largest norm of the gradient; longer ones are scaled down. None: no clipping.
-        patience: Epochs without a better validation loss after which training stops. None: no early stopping.
+        patience: Epochs without a better validation loss after which training stops, and the best weights are
+            restored. None: no early stopping, and the last weights are kept.
         decay: ``"cosine"``: the learning rate rises over 20 steps and then falls along half a cosine to 2 % of itself; ``"none"``.
         plateau: Epochs without a better validation loss after which the learning rate is multiplied by 0.3. None: never.
         validation: Share of the training cells that is kept out to watch, in [0, 1); 0: none.

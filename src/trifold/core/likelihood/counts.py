@@ -17,7 +17,6 @@ from trifold.dist.transport import move_counts, move_zero_inflated
 from trifold.records import Batch
 
 
-
 class NegativeBinomial(Likelihood):
     r"""Counts with mean L softmax(W h + b) and variance :math:`\mu + \mu^2/\theta`.
 

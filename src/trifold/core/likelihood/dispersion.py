@@ -12,6 +12,7 @@ from trifold.records import Batch
 
 DISPERSIONS = ("gene", "condition")
 GAIN = 10.0  # the parameters are log theta / 10: the steps of an optimiser then move theta as fast as the data ask, not ten times slower
+TYPICAL = 1.0  # log theta where training begins, and towards which genes with few counts are shrunk
 _RANGE = (math.log(1e-4), math.log(1e6))
 
 
@@ -33,9 +34,11 @@ class Dispersion(nn.Module):
         if kind not in DISPERSIONS:
             raise SpecError(f"dispersion needs one of {', '.join(map(repr, DISPERSIONS))}; found {kind!r}.{suggest(kind, DISPERSIONS)}")
         if kind == "condition" and conditions < 1:
-            raise SpecError("dispersion='condition' needs the number of conditions; found 0. Pass conditions=<joint categories of the role>.")
+            raise SpecError(
+                "dispersion='condition' needs the number of conditions; found 0. Pass conditions=<joint categories of the role>."
+            )
         self.role = role
-        self.shared = nn.Parameter(torch.zeros(genes))
+        self.shared = nn.Parameter(torch.full((genes,), TYPICAL / GAIN))
         self.departure = nn.Parameter(torch.zeros(conditions, genes)) if kind == "condition" else None
 
     def forward(self, batch: Batch) -> Tensor:
@@ -46,6 +49,7 @@ class Dispersion(nn.Module):
             log_theta = log_theta + GAIN * torch.cat([self.departure, none])[batch.code[self.role]]
         return log_theta.clamp(*_RANGE)
 
-    def shrinkage(self) -> Tensor:
-        """[] sum of the squared departures of log theta; 0 where there are none."""
-        return self.shared.new_zeros(()) if self.departure is None else (GAIN * self.departure).square().sum()
+    def distances(self) -> tuple[Tensor, Tensor]:
+        """Two sums of squares of log theta: genes about what is typical, and conditions about their gene's own (0 without)."""
+        own = (GAIN * self.shared - TYPICAL).square().sum()
+        return own, own.new_zeros(()) if self.departure is None else (GAIN * self.departure).square().sum()
