@@ -60,7 +60,16 @@ def peer(name: str, python: str) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             given, answer = Path(folder) / "train.h5ad", Path(folder) / "out.npz"
             train.write_h5ad(given)
-            command = [python, str(HERE / "peers" / f"{name}.py"), str(given), str(answer), "--condition", "condition", "--cell-type", "cell_type"]
+            command = [
+                python,
+                str(HERE / "peers" / f"{name}.py"),
+                str(given),
+                str(answer),
+                "--condition",
+                "condition",
+                "--cell-type",
+                "cell_type",
+            ]
             command += ["--control", "control", "--target", "stimulated", "--held", held, "--seed", str(seed)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
@@ -115,7 +124,7 @@ def main() -> None:
     for name in given.sets:
         adata = ad.read_h5ad(DATA / f"{name}.h5ad")
         path, log = given.results / f"response_{name}.csv", given.results / f"response_{name}.json"
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""]) if path.exists() else None  # a kind is called "null"
+        table = pd.read_csv(path) if path.exists() else None
         notes = json.loads(log.read_text()) if log.exists() else {}
         for method in [m for m in given.methods.split(",") if m]:
             began = time.perf_counter()

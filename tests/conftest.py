@@ -43,7 +43,7 @@ def trained(study, schema):
     """A small trVAE after two epochs, with (type_1, stimulated) held out. Do not train it further."""
     model = trifold.trvae(schema, latent=4, hidden=(16,))
     held_out = {"condition": "stimulated", "cell_type": "type_1"}
-    return model.fit(study.adata, epochs=2, batch=32, hold_out=held_out, seed=5, device="cpu", progress=False)
+    return model.fit(study.adata, epochs=2, batch=32, validation=0.1, hold_out=held_out, seed=5, device="cpu", progress=False)
 
 
 @pytest.fixture(autouse=True)

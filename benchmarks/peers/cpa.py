@@ -115,9 +115,7 @@ def main() -> None:
     asked = frame[source].copy()
     asked.index = ["asked-" + str(i) for i in range(len(asked))]
     asked["condition"], asked["split"] = "target", "ood"
-    both = ad.AnnData(
-        np.concatenate([x, x[source]]), obs=pd.concat([frame, asked]), var=data.var[[]].copy(), dtype=np.float32
-    )
+    both = ad.AnnData(np.concatenate([x, x[source]]), obs=pd.concat([frame, asked]), var=data.var[[]].copy(), dtype=np.float32)
     both.layers["counts"] = both.X.copy()
 
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -130,9 +128,7 @@ def main() -> None:
         is_count_data=True,
         max_comb_len=1,
     )
-    model = cpa.CPA(
-        adata=both, split_key="split", train_split="train", valid_split="valid", test_split="ood", seed=a.seed, **MODEL
-    )
+    model = cpa.CPA(adata=both, split_key="split", train_split="train", valid_split="valid", test_split="ood", seed=a.seed, **MODEL)
     model.train(
         max_epochs=a.epochs,
         use_gpu=False,

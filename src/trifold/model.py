@@ -177,6 +177,7 @@ class Model:
         Returns:
             [n, d] float32, in the order of data's rows. Dimensionless.
         """
+        self._need_fit("latent")
         cells = self._cells(data, missing=missing, unknown=unknown)
         return self._collect(cells, np.arange(cells.n), lambda b: self.vae.encode(b).mean, device)
 

@@ -14,6 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
+_FEW = 50  # different numbers up to which each counts as a level of its own
 _PACKAGES = ("trifold", "torch", "lightning-fabric", "anndata", "scanpy", "numpy", "scipy", "pandas", "safetensors")
 
 
@@ -49,10 +50,19 @@ def fingerprint(genes: Sequence[str], names: Any, size: np.ndarray) -> str:
 
 
 def seen_in(obs: pd.DataFrame, columns: Sequence[str]) -> dict[str, Any]:
-    """The combinations of some columns that a table holds, as plain data; columns that it lacks or that are numbers are left out."""
-    there = [c for c in dict.fromkeys(columns) if c in obs and not _is_number(obs[c])]
-    rows = obs[there].astype(object).drop_duplicates()
-    return {"columns": there, "values": [[plain(v) for v in row] for row in rows.itertuples(index=False)]}
+    """The combinations of some columns that a table holds, as plain data, and the range of those that hold many different numbers.
+
+    Columns that the table lacks are left out.
+    """
+    there = [c for c in dict.fromkeys(columns) if c in obs]
+    many = [c for c in there if obs[c].dtype.kind == "f" and obs[c].nunique() > _FEW]
+    few = [c for c in there if c not in many]
+    rows = obs[few].astype(object).drop_duplicates()
+    return {
+        "columns": few,
+        "values": [[plain(v) for v in row] for row in rows.itertuples(index=False)],
+        "ranges": {c: [float(obs[c].min()), float(obs[c].max())] for c in many},
+    }
 
 
 def was_seen(obs: pd.DataFrame, seen: Mapping[str, Any]) -> np.ndarray:
@@ -60,9 +70,14 @@ def was_seen(obs: pd.DataFrame, seen: Mapping[str, Any]) -> np.ndarray:
     place = [i for i, c in enumerate(seen["columns"]) if c in obs]
     known = {tuple(row[i] for i in place) for row in seen["values"]}
     columns = [seen["columns"][i] for i in place]
+    inside = np.ones(len(obs), dtype=bool)
+    for column, (low, high) in seen["ranges"].items():
+        inside &= obs[column].between(low, high).to_numpy() if column in obs else True
     if not columns:
-        return np.ones(len(obs), dtype=bool)
-    return np.fromiter((tuple(map(plain, row)) in known for row in obs[columns].itertuples(index=False)), dtype=bool, count=len(obs))
+        return inside
+    return inside & np.fromiter(
+        (tuple(map(plain, row)) in known for row in obs[columns].itertuples(index=False)), dtype=bool, count=len(obs)
+    )
 
 
 def plain(value: Any) -> Any:
@@ -76,7 +91,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value if isinstance(value, (bool, int, float, str)) or value is None else str(value)
-
-
-def _is_number(column: pd.Series) -> bool:
-    return column.dtype.kind == "f"

@@ -43,7 +43,7 @@ def test_evaluate_scores_what_was_held_out_beside_five_nulls_and_a_ceiling(data,
     table = pd.read_csv(tmp_path / "scores.csv", keep_default_na=False, na_values=[""])  # pandas reads the word null as missing
     assert set(table["group"]) == {"type_1"}
     assert set(table["target"]) == {"drug"}
-    assert dict(table.groupby("kind")["method"].nunique()) == {"ceiling": 1, "model": 1, "null": 5}
+    assert dict(table.groupby("kind")["method"].nunique()) == {"ceiling": 1, "model": 1, "null model": 5}
     assert (tmp_path / "plots" / "type_1-drug.png").stat().st_size > 20_000
     shown = words(result.stdout)
     value = table.query("method == 'trvae residual' and metric == 'pearson_delta'")["value"].item()

@@ -31,7 +31,7 @@ def test_a_prediction_by_the_true_cells_is_perfect_and_control_cells_equal_the_c
     assert np.allclose(value(table, "pearson_delta", "oracle"), 1)
     for metric in table.metric.unique():
         np.testing.assert_array_equal(value(table, metric, "same"), value(table, metric, "control"))
-    assert set(table.method[table.kind == "null"]) == set(NULLS)
+    assert set(table.method[table.kind == "null model"]) == set(NULLS)
     assert set(table.group) == {"A", "B", "C"}
 
 

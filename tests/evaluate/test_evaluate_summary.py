@@ -11,18 +11,18 @@ ROWS = [
     ("B", 0, "m", "model", "pearson_delta", 0.6),
     ("A", 1, "m", "model", "pearson_delta", 0.9),
     ("B", 1, "m", "model", "pearson_delta", 0.7),
-    ("A", 0, "n1", "null", "pearson_delta", 0.9),
-    ("B", 0, "n1", "null", "pearson_delta", 0.1),
-    ("A", 0, "n2", "null", "pearson_delta", 0.6),
-    ("B", 0, "n2", "null", "pearson_delta", 0.5),
+    ("A", 0, "n1", "null model", "pearson_delta", 0.9),
+    ("B", 0, "n1", "null model", "pearson_delta", 0.1),
+    ("A", 0, "n2", "null model", "pearson_delta", 0.6),
+    ("B", 0, "n2", "null model", "pearson_delta", 0.5),
     ("A", 0, "ceiling", "ceiling", "pearson_delta", 1.0),
     ("B", 0, "ceiling", "ceiling", "pearson_delta", 0.9),
     ("A", 0, "m", "model", "e_distance", 3.0),
-    ("A", 0, "n1", "null", "e_distance", 2.0),
-    ("A", 0, "n2", "null", "e_distance", 4.0),
+    ("A", 0, "n1", "null model", "e_distance", 2.0),
+    ("A", 0, "n2", "null model", "e_distance", 4.0),
     ("A", 0, "ceiling", "ceiling", "e_distance", 0.0),
     ("A", 0, "m", "model", "mmd2", 0.3),
-    ("A", 0, "n1", "null", "mmd2", 0.1),
+    ("A", 0, "n1", "null model", "mmd2", 0.1),
     ("A", 0, "ceiling", "ceiling", "mmd2", 0.2),
 ]
 TABLE = pd.DataFrame(ROWS, columns=["group", "seed", "method", "kind", "metric", "value"])
@@ -53,7 +53,7 @@ def test_share_of_the_gap_is_unknown_where_the_ceiling_is_no_better_than_the_nul
 def test_averages_have_one_row_per_method_and_the_order_of_the_metrics():
     out = averages(TABLE)
     assert list(out.columns) == ["pearson_delta", "e_distance", "mmd2"]
-    assert out.loc[("null", "n1"), "pearson_delta"] == pytest.approx(0.5)
+    assert out.loc[("null model", "n1"), "pearson_delta"] == pytest.approx(0.5)
     assert len(out) == 4
 
 

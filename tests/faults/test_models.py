@@ -114,7 +114,7 @@ def test_item_21_backed_files_and_paths_give_the_latents_of_memory_in_the_order_
         return
     backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
     try:
-        whole = trifold.trvae(trifold.Schema.of(backed, condition="condition"), **SMALL)  # X, which is what is backed
+        whole = trifold.trvae(trifold.Schema.of(backed, condition="condition"), **SMALL).fit(backed, **QUICK)  # X, which is what is backed
         in_memory = anndata.AnnData(sp.csr_matrix(counts()), obs=a.obs, var=a.var)
         assert np.array_equal(whole.latent(backed), whole.latent(in_memory))
         assert np.array_equal(whole.latent(backed[order]), whole.latent(in_memory)[order])
@@ -264,7 +264,6 @@ def test_item_44_a_learning_rate_of_a_thousand_stops_within_ten_steps_with_finit
     assert caught.value.step <= 10
     assert caught.value.term in {*model.objective.terms, "gradient"}
     assert finite(model)
-    assert np.isfinite(model.latent(a)).all()
 
 
 def test_an_interrupted_fit_leaves_an_untrained_model_that_can_be_fitted_again(model):

@@ -266,14 +266,26 @@ def test_the_fingerprint_changes_with_genes_names_and_sums_and_with_nothing_else
 
 
 def test_combinations_are_seen_as_far_as_the_table_has_the_columns():
-    obs = pd.DataFrame({"a": pd.Categorical(["x", "y"]), "b": [1, 2], "f": [0.1, 0.2]})
-    seen = plain(seen_in(obs, ["a", "b", "f", "absent"]))
+    obs = pd.DataFrame({"a": pd.Categorical(["x", "y"]), "b": [1, 2], })
+    seen = plain(seen_in(obs, ["a", "b", "absent"]))
     assert seen["columns"] == ["a", "b"]
     new = pd.DataFrame({"a": ["x", "x", "y"], "b": [1, 2, 2]})
     assert was_seen(new, seen).tolist() == [True, False, True]
     assert was_seen(new[["a"]], seen).tolist() == [True, True, True]
     assert was_seen(pd.DataFrame({"b": [2, 3]}), seen).tolist() == [True, False]
     assert was_seen(pd.DataFrame(index=range(2)), seen).tolist() == [True, True]
+
+
+def test_a_number_was_seen_if_it_is_one_of_few_or_within_the_range_of_many():
+    few = plain(seen_in(pd.DataFrame({"dose": [0.0, 0.5, 1.0]}), ["dose"]))
+    assert was_seen(pd.DataFrame({"dose": [0.5, 0.7, 1000.0]}), few).tolist() == [True, False, False]
+    many = plain(seen_in(pd.DataFrame({"age": np.linspace(20, 80, 200)}), ["age"]))
+    assert was_seen(pd.DataFrame({"age": [33.3, 90.0]}), many).tolist() == [True, False]
+
+
+def test_an_untrained_model_gives_no_latents(schema, study):
+    with pytest.raises(NotFittedError, match="latent needs a trained model"):
+        trifold.trvae(schema, latent=2, hidden=(4,)).latent(study.adata)
 
 
 def test_plain_makes_json_of_numpy_and_of_what_json_lacks():

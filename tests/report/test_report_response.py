@@ -22,7 +22,7 @@ def cells(seed: int = 0, genes: int = 12) -> tuple[np.ndarray, np.ndarray, np.nd
 def table() -> pd.DataFrame:
     rows = [
         ("A", "drug", 0, m, k, "rmse_delta", v)
-        for m, k, v in (("trvae", "model", 0.2), ("control", "null", 0.5), ("ceiling", "ceiling", 0.1))
+        for m, k, v in (("trvae", "model", 0.2), ("control", "null model", 0.5), ("ceiling", "ceiling", 0.1))
     ]
     rows += [("A", "drug", 0, m, k, "pearson_delta", 1 - v) for _, _, _, m, k, _, v in rows]
     return pd.DataFrame(rows, columns=["group", "target", "seed", "method", "kind", "metric", "value"])

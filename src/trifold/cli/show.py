@@ -111,9 +111,9 @@ def scores(wide: pd.DataFrame, *, title: str) -> None:
     rivals = wide[wide.index.get_level_values("kind") != "ceiling"]
     best = {m: rivals[m].max() if higher_is_better(m) else rivals[m].min() for m in shown}
     rows = []
-    for kind in ("model", "null", "ceiling"):
+    for kind in ("model", "null model", "ceiling"):
         for (_, method), row in wide[wide.index.get_level_values("kind") == kind].iterrows():
-            name = {"model": str(method), "null": f"null: {method}", "ceiling": "ceiling (halves)"}[kind]
+            name = {"model": str(method), "null model": f"null: {method}", "ceiling": "ceiling (halves)"}[kind]
             rows.append([name, *(_number(row[m], bold=kind != "ceiling" and row[m] == best[m]) for m in shown)])
     heads = [METRICS[m] + ("\n↑" if higher_is_better(m) else "\n↓") for m in shown]
     table(title, ["", *heads], rows, numbers=heads)

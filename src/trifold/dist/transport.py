@@ -33,9 +33,9 @@ def move_counts(
     theta, theta_target = theta.expand_as(x), theta_target.expand_as(x)
     noise = _noise(x, mean, theta, generator)
     before, after = mean * noise, target * _requantile(noise, theta, theta_target)
-    share = torch.where(after < before, after / before, torch.ones_like(before))
+    share = torch.where(after < before, after / before, torch.ones_like(before)).to(x.dtype)
     kept = torch.binomial(x, share, generator=generator)
-    return kept + torch.poisson((after - before).clamp_min(0), generator=generator)
+    return kept + torch.poisson((after - before).clamp_min(0).to(x.dtype), generator=generator)
 
 
 def move_zero_inflated(
@@ -76,6 +76,7 @@ def _noise(x: Tensor, mean: Tensor, theta: Tensor, generator: torch.Generator | 
     """r given x: Gamma(theta + x, rate theta + mean), with mean 1 before x is seen; 1 for a Poisson."""
     if torch.isinf(theta).all():
         return torch.ones_like(x)
+    theta, x, mean = theta.double(), x.double(), mean.double()  # in float32 the noise of a small theta underflows
     return draw_gamma(theta + x, 1 / (theta + mean), generator=generator)
 
 
@@ -87,5 +88,5 @@ def _requantile(noise: Tensor, theta: Tensor, target: Tensor) -> Tensor:
     from scipy.special import gammainc, gammaincinv
 
     a, b, r = (t[other].detach().double().cpu().numpy() for t in (theta, target, noise))
-    moved = gammaincinv(b, gammainc(a, a * r).clip(1e-12, 1 - 1e-12)) / b
+    moved = gammaincinv(b, gammainc(a, a * r).clip(0, 1 - 1e-12)) / b
     return noise.clone().masked_scatter(other, torch.from_numpy(moved).to(noise))

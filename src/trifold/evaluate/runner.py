@@ -82,7 +82,7 @@ def leave_combinations_out(
         layer: Layer with the values; None is X. Predictions are read from their X all the same.
 
     Returns:
-        Tidy table: group, target, seed, method, kind (model, null, ceiling), metric, value. See :func:`summary`.
+        Tidy table: group, target, seed, method, kind (model, null model, ceiling), metric, value. See :func:`summary`.
 
     Raises:
         EvaluationError: A column or value is absent, no group can be scored, or a prediction has the wrong genes or values.
@@ -137,7 +137,7 @@ def _scored(
             if done is None or name in DRAWN:
                 cells = null(fold.x, fold.groups, conditions=fold.conditions, held=fold.group, source=source, target=fold.target, seed=seed)
                 done = score(cells, fold.real, fold.control, **kept), (mean(cells), truth)
-            yield name, "null", seed, *done
+            yield name, "null model", seed, *done
     for seed in seeds if splits > 0 and len(fold.real) >= 4 else ():
         table = ceiling(fold.real, fold.control, splits=splits, seed=seed, **kept)
         a, b = next(halves(len(fold.real), splits=1, seed=seed))

@@ -52,7 +52,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for metric in dict.fromkeys(table["metric"].tolist()):
         here = table[table["metric"] == metric]
         sign = 1.0 if higher_is_better(str(metric)) else -1.0
-        nulls = {m: v for m, (v, _) in _by_method(here, "null").items() if np.isfinite(v)}
+        nulls = {m: v for m, (v, _) in _by_method(here, "null model").items() if np.isfinite(v)}
         best = max(nulls, key=lambda m: sign * nulls[m]) if nulls else None
         null = np.nan if best is None else nulls[best]
         top = next(iter(_by_method(here, "ceiling").values()), (np.nan, np.nan))[0]

@@ -40,7 +40,8 @@ def trvae(
 ) -> Model:
     r"""A model that predicts cells under a condition never seen for their type. Cell-type labels are not used in training.
 
-    .. math:: L = -\log p(x \mid z, s) + w\,\mathrm{KL} + \mathrm{mmd} \cdot \overline{\mathrm{MMD}^2} + \mathrm{shrinkage} \cdot \mathrm{prior}(\delta, U, \theta) / n
+    .. math:: L = -\log p(x \mid z, s) + \mathrm{kl} \cdot \mathrm{KL} + \mathrm{mmd} \cdot \overline{\mathrm{MMD}^2}
+              + \mathrm{shrinkage} \cdot \mathrm{prior}(\delta, U, \theta) / n
 
     in nats per cell. The decoder adds to each cell's log rate (or value) one effect per condition, and a low-rank departure from it that
     varies smoothly with z; both are shrunk to zero (:class:`trifold.core.EffectDecoder`). It trains on all cells for a number of steps that

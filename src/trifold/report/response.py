@@ -35,7 +35,7 @@ def response(
     control: Any,
     *,
     null: Any = None,
-    null_name: str = "null",
+    null_name: str = "null model",
     name: str = "model",
     table: pd.DataFrame | None = None,
     history: Any = None,
@@ -91,7 +91,7 @@ def draw_change(
     control: Any,
     *,
     null: Any = None,
-    null_name: str = "null",
+    null_name: str = "null model",
     name: str = "model",
     genes: Sequence[str] | None = None,
     unit: str = UNIT,
@@ -107,10 +107,12 @@ def draw_change(
     y = mean(dense(predicted)) - base
     drawn = [("model", name, y)]
     if null is not None:
-        drawn.insert(0, ("null", null_name, mean(dense(null)) - base))
+        drawn.insert(0, ("null model", null_name, mean(dense(null)) - base))
     for sort, called, values in drawn:
         label = f"{called} (Pearson {correlation(values, x):.2f})"
-        ax.scatter(x, values, s=13, alpha=0.75, color=COLOUR[sort], marker="x" if sort == "null" else "o", linewidths=0.8, label=label)
+        ax.scatter(
+            x, values, s=13, alpha=0.75, color=COLOUR[sort], marker="x" if sort == "null model" else "o", linewidths=0.8, label=label
+        )
     ends = (min(x.min(), *(v.min() for _, _, v in drawn)), max(x.max(), *(v.max() for _, _, v in drawn)))
     ax.plot(ends, ends, color="#555555", linewidth=0.8, linestyle="--", zorder=0)
     if genes is not None:
@@ -160,7 +162,7 @@ def draw_scores(axes: Sequence[Axes], table: pd.DataFrame, metrics: Sequence[str
         metrics: Which of them.
     """
     wide = averages(table)
-    wide = wide.loc[[k for kind in ("model", "null", "ceiling") for k in wide.index if k[0] == kind]]
+    wide = wide.loc[[k for kind in ("model", "null model", "ceiling") for k in wide.index if k[0] == kind]]
     kinds, names = wide.index.get_level_values("kind"), [*wide.index.get_level_values("method")]
     y = np.arange(len(wide))[::-1]
     for ax, metric in zip(axes, metrics, strict=True):
@@ -168,7 +170,7 @@ def draw_scores(axes: Sequence[Axes], table: pd.DataFrame, metrics: Sequence[str
         top = values[kinds == "ceiling"]
         if len(top):
             ax.axvline(top[0], color=COLOUR["ceiling"], linewidth=0.8, linestyle=":")
-        for kind, marker in (("model", "o"), ("null", "X"), ("ceiling", "D")):
+        for kind, marker in (("model", "o"), ("null model", "X"), ("ceiling", "D")):
             at = kinds == kind
             ax.scatter(values[at], y[at], s=46, color=COLOUR[kind], marker=marker, zorder=3)
         ax.set_ylim(-0.6, len(wide) - 0.4)
@@ -177,7 +179,7 @@ def draw_scores(axes: Sequence[Axes], table: pd.DataFrame, metrics: Sequence[str
         ax.margins(x=0.12)
         better = "higher is better →" if higher_is_better(metric) else "← lower is better"
         plain(ax, title=SHOWN.get(metric, metric), x=better)
-    axes[0].set_yticks(y, [f"null: {n}" if k == "null" else n for n, k in zip(names, kinds, strict=True)], fontsize=SMALL)
+    axes[0].set_yticks(y, [f"null: {n}" if k == "null model" else n for n, k in zip(names, kinds, strict=True)], fontsize=SMALL)
 
 
 def _label(ax: Axes, x: Any, y: Any, genes: Sequence[str], count: int = 6) -> None:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart
-COLOUR = {"model": "#0072B2", "null": "#E69F00", "real": "#009E73", "control": "#8C8C8C", "ceiling": "#000000", "watched": "#D55E00"}
+COLOUR = {"model": "#0072B2", "null model": "#E69F00", "real": "#009E73", "control": "#8C8C8C", "ceiling": "#000000", "watched": "#D55E00"}
 SMALL, PLAIN = 8.5, 10.0  # points
 
 
