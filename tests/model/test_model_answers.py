@@ -266,7 +266,12 @@ def test_the_fingerprint_changes_with_genes_names_and_sums_and_with_nothing_else
 
 
 def test_combinations_are_seen_as_far_as_the_table_has_the_columns():
-    obs = pd.DataFrame({"a": pd.Categorical(["x", "y"]), "b": [1, 2], })
+    obs = pd.DataFrame(
+        {
+            "a": pd.Categorical(["x", "y"]),
+            "b": [1, 2],
+        }
+    )
     seen = plain(seen_in(obs, ["a", "b", "absent"]))
     assert seen["columns"] == ["a", "b"]
     new = pd.DataFrame({"a": ["x", "x", "y"], "b": [1, 2, 2]})

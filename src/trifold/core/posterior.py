@@ -107,18 +107,21 @@ def _sums(parts: Iterable[tuple[Rows, Tensor]]) -> dict[int, tuple[int, Tensor, 
 
 def _contrast(groups: dict[int, tuple[int, Tensor, Tensor]]) -> Tensor:
     """[g] largest absolute Welch t statistic of a category against all the rest."""
-    whole = tuple(sum(part[i] for part in groups.values()) for i in range(3))
-    largest = torch.zeros_like(next(iter(groups.values()))[1])
-    for own in groups.values():
-        rest = tuple(w - o for w, o in zip(whole, own, strict=True))
-        if min(own[0], rest[0]) < 2:
+    cells = sum(n for n, _, _ in groups.values())
+    first = torch.stack([f for _, f, _ in groups.values()])
+    second = torch.stack([s for _, _, s in groups.values()])
+    largest = torch.zeros_like(first[0])
+    for (n, _, _), own, square in zip(groups.values(), first, second, strict=True):
+        if min(n, cells - n) < 2:
             continue
-        (m1, e1), (m2, e2) = (_mean_error(*part) for part in (own, rest))
-        largest = torch.maximum(largest, ((m1 - m2) / (e1 + e2 + 1e-8).sqrt()).abs())
+        mean, error = _mean_error(n, own, square)
+        other, other_error = _mean_error(cells - n, first.sum(0) - own, second.sum(0) - square)
+        largest = torch.maximum(largest, ((mean - other) / (error + other_error + 1e-8).sqrt()).abs())
     return largest
 
 
 def _mean_error(n: int, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, and the squared standard error of the mean."""
     mean = first / n
     return mean, (second / n - mean.square()).clamp_min(0) / n
 

@@ -139,13 +139,10 @@ def _published(
     style: dict[str, Any] = {"norm": "batch", "activation": "leaky_relu", "slope": 0.3, "dropout": 0.2, "init": "glorot_normal"}
     style["covariates"] = schema.width("condition")
     decoder = Decoder(MLP(latent, tuple(reversed(hidden)), **style), roles=("condition",))
-    vae = VAE(
-        Posterior(MLP(len(schema.genes), hidden, **style), latent, roles=("condition",)),
-        StandardNormal(latent),
-        decoder,
-        Gaussian(decoder.width, len(schema.genes), variance="fixed", value=0.5, nonnegative=True),  # -log p is the sum of squares
-    )
-    torch.nn.init.xavier_normal_(vae.likelihood.out.weight)
+    squares = Gaussian(decoder.width, len(schema.genes), variance="fixed", value=0.5, nonnegative=True)  # -log p is the sum of squares
+    torch.nn.init.xavier_normal_(squares.out.weight)
+    posterior = Posterior(MLP(len(schema.genes), hidden, **style), latent, roles=("condition",))
+    vae = VAE(posterior, StandardNormal(latent), decoder, squares)
     match = {**match, "bandwidths": PUBLISHED_BANDWIDTHS, "unbiased": False, "reduction": "sum"}
     objective = Objective({"nll": NLL(), "kl": KL(), "mmd": MMD(**match)}, {"kl": kl / latent, "mmd": mmd})
     plan = Plan(batch=512, lr=1e-3, clip=None, patience=20, plateau=10, steps=6_000)
