@@ -1,0 +1,72 @@
+"""The code that the pages show is run as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trifold
+from trifold.data import simulate
+from trifold.model import Model
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """fit as the pages call it, but for two epochs."""
+    fit = Model.fit
+    monkeypatch.setattr(Model, "fit", lambda self, data, **given: fit(self, data, **{"epochs": 2, "progress": False, **given}))
+
+
+def study():
+    adata = simulate(300, 80, types=3, conditions=("control", "stimulated"), seed=0).adata
+    adata = adata[np.asarray(adata.X.sum(1)).ravel() > 0, np.asarray(adata.X.sum(0)).ravel() > 0].copy()
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories(["NK", "B", "CD14+Mono"])
+    adata.layers["counts"] = adata.X.copy()
+    return adata
+
+
+def test_the_readme_predicts_cells_of_a_type_never_seen_under_the_target(quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"adata": study()}
+    exec(blocks("README.md")[0], names)
+    stim, adata = names["stim"], names["adata"]
+    assert stim.n_obs == ((adata.obs["cell_type"] == "NK") & (adata.obs["condition"] == "control")).sum()
+    assert (stim.obs["target_condition"] == "stimulated").all()
+    assert not stim.obs["seen"].any()
+    assert adata.obsm["X_trvae"].shape[0] == adata.n_obs
+    assert np.array_equal(trifold.load(tmp_path / "run").latent(adata), adata.obsm["X_trvae"])
+
+
+def test_the_model_composed_by_hand_on_one_page_trains_and_answers(quick):
+    names: dict = {"adata": study()}
+    exec(blocks("docs/one_page.md")[0], names)
+    assert np.isfinite(names["model"].latent(names["adata"])).all()
+
+
+def test_the_term_of_the_contributing_page_is_a_term(quick):
+    names: dict = {}
+    exec(blocks("CONTRIBUTING.md")[0], names)
+    adata = study()
+    schema = trifold.Schema.of(adata, condition="condition")
+    vae = trifold.trvae(schema, latent=2, hidden=(4,)).vae
+    objective = trifold.Objective({"nll": trifold.NLL(), "small": names["SmallLatent"](power=1.0)}, {"small": 0.1})
+    model = trifold.Model(schema, vae, objective).fit(adata)
+    assert model.history.rows[-1]["train/small"] > 0
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_of_a_page_lead_to_files_that_exist(page):
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert ((ROOT / page).parent / link).exists(), link
