@@ -52,7 +52,7 @@ def lognormal(adata: ad.AnnData) -> ad.AnnData:
     return ad.AnnData(tri.evaluate.lognorm(adata.X), obs=adata.obs, var=adata.var)
 
 
-def peer(name: str, python: str) -> Any:
+def peer(name: str, python: str, epochs: str | None = None) -> Any:
     """A peer's script in the peer's environment, on the same training cells and genes."""
 
     def predict(train: ad.AnnData, controls: ad.AnnData, seed: int) -> Any:
@@ -71,6 +71,7 @@ def peer(name: str, python: str) -> Any:
                 "cell_type",
             ]
             command += ["--control", "control", "--target", "stimulated", "--held", held, "--seed", str(seed)]
+            command += ["--epochs", epochs] if epochs else []
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{name} failed on {held}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
@@ -115,10 +116,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default="nulls,trifold,trifold_published", help="comma separated; 'nulls' adds the ceiling")
     parser.add_argument("--peer", action="append", default=[], help="NAME=PYTHON of the peer's environment")
+    parser.add_argument("--epochs", action="append", default=[], help="NAME=N: cut a peer's training; the authors' own length otherwise")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    pythons = dict(item.split("=", 1) for item in given.peer)
+    pythons, epochs = (dict(item.split("=", 1) for item in items) for items in (given.peer, given.epochs))
     ours = {"trifold": plain, "trifold_published": published}
     given.results.mkdir(exist_ok=True)
     for name in given.sets:
@@ -128,13 +130,14 @@ def main() -> None:
         notes = json.loads(log.read_text()) if log.exists() else {}
         for method in [m for m in given.methods.split(",") if m]:
             began = time.perf_counter()
-            chosen = {} if method == "nulls" else {method: ours.get(method) or peer(method, pythons[method])}
+            chosen = {} if method == "nulls" else {method: ours.get(method) or peer(method, pythons[method], epochs.get(method))}
             fresh = run(adata, chosen, seeds=given.seeds, nulls=method == "nulls")
             if table is not None:
                 gone = table["kind"] != "model" if method == "nulls" else table["method"] == method
                 table = table[~gone]
             table = fresh if table is None else pd.concat([table, fresh], ignore_index=True)
             notes[method] = {"seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads(), "seeds": given.seeds}
+            notes[method] |= {"epochs": int(epochs[method])} if method in epochs else {}
             notes["versions"] = {"python": platform.python_version(), "torch": torch.__version__, "trifold": tri.__version__}
             table.to_csv(path, index=False, float_format="%.6g")
             log.write_text(json.dumps(notes, indent=1) + "\n")
