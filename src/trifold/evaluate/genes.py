@@ -127,8 +127,9 @@ def _dispersion(x: Matrix) -> NDArray[np.float64]:
     """[g] normalised dispersion of log-normalised cells by scanpy; -inf where it is undefined."""
     import anndata
     import scanpy
+    from threadpoolctl import threadpool_limits
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(limits=1, user_api="openmp"):  # numba would leave OpenMP with all cores, torch's too
         warnings.simplefilter("ignore")  # scanpy on its own defaults; nothing of ours is hidden
         table = scanpy.pp.highly_variable_genes(anndata.AnnData(x), flavor="seurat", n_top_genes=1, inplace=False)
     value = np.asarray(table["dispersions_norm"], dtype=np.float64)
