@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import EllipsisType
@@ -17,6 +17,7 @@ from trifold.cite import bibtex
 from trifold.core import VAE
 from trifold.data import Cells, Schema, open, samplers, splits
 from trifold.errors import FormatError, NotFittedError, SchemaError, SpecError, listing, suggest
+from trifold.inference import Inference, chunks, cut, moments, tensors
 from trifold.provenance import card_of, fingerprint, plain, seen_in, was_seen
 from trifold.records import Batch, Progress, Report
 from trifold.spec import from_spec, to_spec
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 KINDS = ("mean", "sample", "residual")
-_CHUNK = 1024  # cells per step of inference
 _START = 20_000  # cells from which the values that training begins with are taken
 
 
@@ -109,8 +109,8 @@ class Model:
         count = plan.epochs_for(len(train))
         if not self.card:
             some = train[:: -(-len(train) // _START)]
-            self.vae.likelihood.start(*_moments(cells, some))
-            self.vae.posterior.start(self._chunks(cells, some, _CHUNK))
+            self.vae.likelihood.start(*moments(cells, some))
+            self.vae.posterior.start(chunks(cells, some))
         network = nn.ModuleDict({"vae": self.vae, "objective": self.objective})
         with progress_bar(count, show=progress) as show:
             self.history = fit(
@@ -121,7 +121,7 @@ class Model:
                 steps=sampler.steps,
                 epochs=count,
                 cells=len(train),
-                validation=(lambda: self._chunks(cells, watched, 512)) if len(watched) else None,
+                validation=(lambda: chunks(cells, watched)) if len(watched) else None,
                 seed=seed,
                 device=device,
                 report=show,
@@ -233,9 +233,9 @@ class Model:
         parts = []
         with self._inference(device) as there:
             generator = torch.Generator(there).manual_seed(seed)
-            for at in _cut(np.arange(len(index))):
+            for at in cut(np.arange(len(index))):
                 batch = cells.batch(index[at])
-                target = batch.under(code=_tensors(code, at), **_tensors(design, at))
+                target = batch.under(code=tensors(code, at), **tensors(design, at))
                 values = self._move(batch.to(there), target.to(there), kind, generator).cpu().numpy()
                 parts.append(csr_matrix(values) if sparse else values)
         return AnnData(
@@ -321,14 +321,11 @@ class Model:
 
     def _collect(self, cells: Cells, index: np.ndarray, f: Callable[[Batch], Tensor], device: str) -> np.ndarray:
         with self._inference(device) as there:
-            parts = [f(cells.batch(at).to(there)).float().cpu().numpy() for at in _cut(index)]
+            parts = [f(cells.batch(at).to(there)).float().cpu().numpy() for at in cut(index)]
         return np.concatenate(parts)
 
-    def _inference(self, device: str) -> _Inference:
-        return _Inference(self.vae, launch(device).device)
-
-    def _chunks(self, cells: Cells, index: np.ndarray, size: int) -> Iterator[Batch]:
-        return (cells.batch(at) for at in _cut(index, size))
+    def _inference(self, device: str) -> Inference:
+        return Inference(self.vae, launch(device).device)
 
     def _need_fit(self, verb: str) -> None:
         if not self.card:
@@ -343,44 +340,6 @@ class Model:
 
     def _covariates(self) -> list[str]:
         return list(dict.fromkeys(column.name for role in self.schema.roles if role != "label" for column in self.schema.roles[role]))
-
-
-class _Inference:
-    """Evaluation mode, no gradients, on a device; the network is put back after."""
-
-    def __init__(self, network: nn.Module, device: torch.device):
-        self.network = network
-        self.device = device
-        self.no_grad = torch.inference_mode()
-
-    def __enter__(self) -> torch.device:
-        self.network.eval()
-        self.network.to(self.device)
-        self.no_grad.__enter__()
-        return self.device
-
-    def __exit__(self, *error: Any) -> None:
-        self.no_grad.__exit__(*error)
-        self.network.to("cpu")
-
-
-def _cut(index: np.ndarray, size: int = _CHUNK) -> list[np.ndarray]:
-    return [index[start : start + size] for start in range(0, len(index), size)]
-
-
-def _moments(cells: Cells, index: np.ndarray) -> tuple[Tensor, Tensor]:
-    """[g] mean and variance of x over some cells."""
-    first, second = torch.zeros(2, len(cells.schema.genes), dtype=torch.float64)
-    for at in _cut(index):
-        x = cells.batch(at).rows.to_dense().double()
-        first += x.sum(0)
-        second += x.square().sum(0)
-    mean = first / len(index)
-    return mean.float(), (second / len(index) - mean**2).clamp_min(0).float()
-
-
-def _tensors(arrays: Mapping[str, np.ndarray], at: np.ndarray) -> dict[str, Tensor]:
-    return {role: torch.from_numpy(array[at]) for role, array in arrays.items()}
 
 
 def load(path: str | Path, *, trust: Sequence[str] = ()) -> Model:

@@ -1,0 +1,65 @@
+"""Passing over cells in chunks, without gradients, on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trifold.data import Cells
+from trifold.records import Batch
+
+_CHUNK = 1024  # cells at a time
+
+
+class Inference:
+    """Evaluation mode, no gradients, on a device; the network is put back on the CPU after.
+
+    Args:
+        network: What is asked.
+        device: Where.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device):
+        self.network = network
+        self.device = device
+        self.no_grad = torch.inference_mode()
+
+    def __enter__(self) -> torch.device:
+        self.network.eval()
+        self.network.to(self.device)
+        self.no_grad.__enter__()
+        return self.device
+
+    def __exit__(self, *error: Any) -> None:
+        self.no_grad.__exit__(*error)
+        self.network.to("cpu")
+
+
+def cut(index: np.ndarray, size: int = _CHUNK) -> list[np.ndarray]:
+    """The index in pieces of at most ``size``."""
+    return [index[start : start + size] for start in range(0, len(index), size)]
+
+
+def chunks(cells: Cells, index: np.ndarray) -> Iterator[Batch]:
+    """Some cells as batches, in order."""
+    return (cells.batch(at) for at in cut(index))
+
+
+def moments(cells: Cells, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    """[g] mean and variance of x over some cells."""
+    first, second = torch.zeros(2, len(cells.schema.genes), dtype=torch.float64)
+    for batch in chunks(cells, index):
+        x = batch.rows.to_dense().double()
+        first += x.sum(0)
+        second += x.square().sum(0)
+    mean = first / len(index)
+    return mean.float(), (second / len(index) - mean**2).clamp_min(0).float()
+
+
+def tensors(arrays: Mapping[str, np.ndarray], at: np.ndarray) -> dict[str, Tensor]:
+    """role -> rows of an array, as tensors."""
+    return {role: torch.from_numpy(array[at]) for role, array in arrays.items()}
