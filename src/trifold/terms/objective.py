@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from trifold.errors import SpecError
 from trifold.records import Pass, Progress, Report
 from trifold.schedule import Schedule, weight_now
-from trifold.spec import Component
+from trifold.spec import Component, arguments
 from trifold.terms.base import Term
 
 
@@ -80,7 +81,7 @@ class Objective(Component, nn.Module):
 
 
 def _signature(term: Term) -> str:
-    from trifold.spec import arguments
-
-    shown = {name: getattr(term, name) for name in arguments(type(term))}
+    """The term as one would write it: arguments that are not their defaults."""
+    known = inspect.signature(type(term)).parameters if arguments(type(term)) else {}
+    shown = {name: getattr(term, name) for name, p in known.items() if getattr(term, name) != p.default}
     return f"{type(term).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items() if not isinstance(v, tuple) or len(v) < 4)})"
