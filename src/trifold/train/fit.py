@@ -69,7 +69,7 @@ def fit(
         network.to(fabric.device)
         trained = [p for p in network.parameters() if p.requires_grad]
         optimizer = _optimizer(trained, plan)
-        best, best_loss, since = _copy(network), math.inf, 0
+        best, best_loss, since = network.state_dict(), math.inf, 0
         guard = _Guard(network, every=1 if fabric.device.type == "cpu" else _CHECK_EVERY)  # on the CPU a look is free
         done, lr = 0, plan.lr
         try:
@@ -98,7 +98,8 @@ def fit(
                         guard.stop(done, "validation loss", lr)
                     since = 0 if loss < best_loss - 1e-4 * abs(best_loss if math.isfinite(best_loss) else 0) else since + 1
                     if loss < best_loss:
-                        best, best_loss = _copy(network), loss
+                        best = best if plan.patience is None else _copy(network)  # kept only where it can be restored
+                        best_loss = loss
                     if plan.plateau is not None and since > 0 and since % plan.plateau == 0:
                         lr = max(lr * 0.3, 1e-6)
                 row["seconds"] = time.perf_counter() - began
