@@ -32,7 +32,7 @@ from trifold.nets import MLP
 from trifold.records import Batch, Progress, Rows
 from trifold.schedule import Constant, Cosine, Ramp, weight_now
 from trifold.spec import Component, arguments, from_spec, to_spec
-from trifold.terms import KL, MMD, NLL, Objective, Shrinkage
+from trifold.terms import KL, MMD, NLL, Curvature, Isometry, Objective, Shrinkage
 from trifold.train import Plan
 
 GENES, LATENT, WIDTH, CONDITIONS = 12, 3, 5, 3
@@ -49,6 +49,7 @@ POSTERIORS: dict[str, Callable[[], Posterior]] = {
     "covariates": lambda: Posterior(mlp(GENES, covariates=CONDITIONS), LATENT, roles=ROLES),
     "lognorm": lambda: Posterior(mlp(GENES), LATENT, transform="lognorm"),
     "log1p, batch norm": lambda: Posterior(mlp(GENES, norm="batch"), LATENT, transform="log1p"),
+    "linear": lambda: Posterior(mlp(GENES, covariates=CONDITIONS), LATENT, roles=ROLES, transform="lognorm", linear=True),
     "deep": lambda: Posterior(MLP(GENES, (6, WIDTH), norm="none", activation="leaky_relu", slope=0.3, dropout=0.2), LATENT),
 }
 PRIORS: dict[str, Callable[[], trifold.Prior]] = {
@@ -60,6 +61,8 @@ DECODERS: dict[str, Callable[[], nn.Module]] = {
     "covariates": lambda: Decoder(mlp(LATENT, covariates=CONDITIONS), roles=ROLES),
     "effects": lambda: EffectDecoder(mlp(LATENT), mlp(LATENT), rank=2, covariates=CONDITIONS, roles=ROLES),
     "linear": lambda: Decoder(MLP(LATENT, ())),
+    "skip": lambda: Decoder(mlp(LATENT, covariates=CONDITIONS, norm="none", dropout=0.1), roles=ROLES, skip=True),
+    "skip, layer norm": lambda: Decoder(mlp(LATENT), skip=True),
 }
 LIKELIHOODS: dict[str, Callable[[int], trifold.Likelihood]] = {
     "negative_binomial": lambda h: NegativeBinomial(h, GENES),
@@ -69,6 +72,7 @@ LIKELIHOODS: dict[str, Callable[[int], trifold.Likelihood]] = {
     "poisson": lambda h: Poisson(h, GENES),
     "bernoulli": lambda h: Bernoulli(h, GENES),
     "gaussian fixed": lambda h: Gaussian(h, GENES, variance="fixed", value=0.5, nonnegative=True),
+    "gaussian shared": lambda h: Gaussian(h, GENES, variance="shared"),
     "gaussian gene": lambda h: Gaussian(h, GENES),
     "gaussian cell": lambda h: Gaussian(h, GENES, variance="cell"),
 }
@@ -78,6 +82,8 @@ TERMS: dict[str, Callable[[], trifold.Term]] = {
     "mmd": lambda: MMD(groups=CONDITIONS),
     "mmd within": lambda: MMD(tap="z", groups=CONDITIONS, within="label", strata=2, reduction="sum", unbiased=False, bandwidths=(0.5, 2.0)),
     "shrinkage": lambda: Shrinkage(shared=0.2),
+    "curvature": lambda: Curvature(extrinsic=0.5, parameter=2.0, points=9, directions=2, ridge=1e-2),
+    "isometry": lambda: Isometry(points=9),
 }
 SCHEDULES = {"constant": lambda: Constant(2.0), "ramp": lambda: Ramp(1.0, begin=0.1, end=0.2, start=0.5), "cosine": lambda: Cosine(3.0)}
 
@@ -264,7 +270,25 @@ def test_a_term_is_one_number_per_cell_or_one_number_as_it_declares(name):
     assert torch.isfinite(value).all()
 
 
-@pytest.mark.parametrize("name", [n for n in TERMS if "mmd" not in n and n != "shrinkage"])
+@pytest.mark.parametrize("name", VAES)
+def test_geometry_looks_at_each_cell_alone_and_moves_nothing_but_decoder_and_last_layer(name):
+    vae = VAES[name]().eval()
+    batch = batch_of(kind=vae.likelihood.kind, sparse=False)
+    z = run(vae, batch).z.detach()
+    whole = trifold.geometry.curvature(vae.surface(batch), z)
+    part = trifold.geometry.curvature(vae.surface(rows_of(batch, slice(5, 9))), z[5:9])
+    for quantity in ("extrinsic", "parameter", "metric"):
+        torch.testing.assert_close(getattr(whole, quantity)[5:9], getattr(part, quantity), rtol=1e-3, atol=1e-4)
+    for term in ("curvature", "isometry"):
+        vae.zero_grad()
+        value = TERMS[term]()(run(vae, batch))
+        value.backward()
+        moved = {key for key, p in vae.named_parameters() if p.grad is not None and (p.grad != 0).any()}
+        assert torch.isfinite(value)
+        assert moved <= {key for key, _ in vae.named_parameters() if key.startswith("decoder.") or key == "likelihood.out.weight"}
+
+
+@pytest.mark.parametrize("name", [n for n, make in TERMS.items() if not make().joint and n != "shrinkage"])
 @torch.no_grad()
 def test_a_term_that_is_not_joint_is_a_sum_over_cells(name):
     term, vae, batch = TERMS[name](), vae_of().eval(), batch_of(sparse=False)

@@ -26,7 +26,7 @@ class Inference:
     def __init__(self, network: nn.Module, device: torch.device):
         self.network = network
         self.device = device
-        self.no_grad = torch.inference_mode()
+        self.no_grad = torch.no_grad()  # not inference mode: improving a latent takes gradients inside
 
     def __enter__(self) -> torch.device:
         self.network.eval()

@@ -156,6 +156,19 @@ class Batch:
             code={r: t[:k] for r, t in self.code.items()},
         )
 
+    def bare(self, index: Tensor) -> Batch:
+        """Library sizes and covariates of some cells, without their rows: [k, 0]; what decoding needs.
+
+        Args:
+            index: [k] int64 positions in the batch.
+        """
+        return Batch(
+            rows=Rows.of_dense(self.size.new_zeros(len(index), 0)),
+            size=self.size[index],
+            design={r: t[index] for r, t in self.design.items()},
+            code={r: t[index] for r, t in self.code.items()},
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return Batch(
@@ -198,6 +211,9 @@ class Coder(Protocol):
 
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         """[n, h] features of p(x | z, c)."""
+
+    def surface(self, batch: Batch) -> Any:
+        """The map from z to data space under the batch's covariates, as :mod:`trifold.geometry` takes it."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from trifold.core.decoder import Decoder, EffectDecoder
 from trifold.core.likelihood import Bernoulli, Gaussian, Likelihood, NegativeBinomial, Poisson, ZeroInflated
+from trifold.core.locate import locate
 from trifold.core.posterior import Posterior
 from trifold.core.prior import ConditionalGaussian, Prior, StandardNormal
+from trifold.core.start import start
 from trifold.core.vae import VAE
 
 __all__ = [
@@ -20,4 +22,6 @@ __all__ = [
     "Prior",
     "StandardNormal",
     "ZeroInflated",
+    "locate",
+    "start",
 ]

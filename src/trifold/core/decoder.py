@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trifold.core.covariates import joined
+from trifold.geometry import Chain, chain_of
 from trifold.nets import MLP
 from trifold.records import Batch
 from trifold.spec import Component
@@ -19,21 +20,29 @@ class Decoder(Component, nn.Module):
     Args:
         network: From latent dimensions to features. Leaves its activations as taps ``"decoder.0"``, ``"decoder.1"``, ...
         roles: Roles of the schema that the network sees beside z, in this order.
+        skip: Put z itself beside the network's features, so that the likelihood's last layer holds a linear map of z, and the network only
+            what departs from it.
     """
 
-    def __init__(self, network: MLP, *, roles: Sequence[str] = ()):
+    def __init__(self, network: MLP, *, roles: Sequence[str] = (), skip: bool = False):
         super().__init__()
         self.network = network
         self.roles = tuple(roles)
+        self.skip = skip
 
     @property
     def width(self) -> int:
         """Width h of the features."""
-        return self.network.width
+        return self.network.width + (self.network.inputs if self.skip else 0)
 
     def forward(self, z: Tensor, batch: Batch, *, taps: MutableMapping[str, Tensor] | None = None) -> Tensor:
         """[n, h] features of z [n, d] under the batch's covariates."""
-        return self.network(z, joined(batch, self.roles), taps=taps, name="decoder")
+        h = self.network(z, joined(batch, self.roles), taps=taps, name="decoder")
+        return torch.cat([h, z], 1) if self.skip else h
+
+    def chain(self, batch: Batch) -> Chain | None:
+        """The features in closed form under the batch's covariates, if they have one."""
+        return chain_of(self.network, joined(batch, self.roles), skip=self.skip)
 
 
 class EffectDecoder(Component, nn.Module):

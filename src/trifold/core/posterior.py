@@ -10,7 +10,7 @@ from torch.distributions import Independent, Normal
 
 from trifold.core.covariates import joined
 from trifold.errors import SpecError, suggest
-from trifold.nets import MLP
+from trifold.nets import MLP, RowsLinear
 from trifold.records import Batch, Rows
 from trifold.spec import Component
 
@@ -30,6 +30,8 @@ class Posterior(Component, nn.Module):
         blind: Share of the genes that the network does not see: those whose mean differs most between the categories of ``blind_to``
             (:meth:`start` finds them), so that z does not tell the categories apart by what they change.
         blind_to: Role of the schema.
+        linear: Add a linear map of the (transformed, centred) rows to the network's mean, so that the network holds only what departs from
+            it, and cells unlike any of training are placed by the linear map more than by what the network makes of them.
 
     Raises:
         SpecError: An unknown transform, or a share outside [0, 1).
@@ -44,6 +46,7 @@ class Posterior(Component, nn.Module):
         transform: str = "none",
         blind: float = 0.0,
         blind_to: str = "condition",
+        linear: bool = False,
     ):
         super().__init__()
         if not 0 <= blind < 1:
@@ -58,12 +61,17 @@ class Posterior(Component, nn.Module):
         self.transform = transform
         self.blind = blind
         self.blind_to = blind_to
+        self.linear = linear
         self.register_buffer("visible", torch.ones(network.inputs))
         self.head = nn.Linear(network.width, 2 * latent)
+        self.straight = RowsLinear(network.inputs, latent) if linear else None
 
     def forward(self, batch: Batch) -> Independent:
         """The distribution of each cell's latent: batch [n], event [d]."""
-        mean, raw = self.head(self.network(self._input(batch), joined(batch, self.roles))).float().chunk(2, 1)
+        rows = self._input(batch)
+        mean, raw = self.head(self.network(rows, joined(batch, self.roles))).float().chunk(2, 1)
+        if self.straight is not None:
+            mean = mean + self.straight(rows).float()
         return Independent(Normal(mean, torch.exp(0.5 * raw.clamp(-12, 12)), validate_args=False), 1, validate_args=False)
 
     @torch.no_grad()

@@ -11,7 +11,8 @@ from torch.distributions import Independent
 from trifold.core.likelihood.base import Likelihood
 from trifold.core.posterior import Posterior, draw
 from trifold.core.prior.base import Prior
-from trifold.errors import SpecError
+from trifold.errors import ShapeError, SpecError
+from trifold.geometry import Surface
 from trifold.records import Batch, Pass, Progress
 from trifold.spec import Component
 
@@ -24,12 +25,13 @@ class VAE(Component, nn.Module):
         prior: (z, Batch) -> log p(z | c).
         decoder: (z, Batch) -> features [n, h]. Any module with that signature, ``taps=`` and ``width``.
         likelihood: features -> p(x | z, c).
+        refine: Steps by which a trained model improves the encoder's answer for a cell (:func:`trifold.core.locate`); 0: none.
 
     Raises:
         SpecError: A part that is not of its kind.
     """
 
-    def __init__(self, posterior: Posterior, prior: Prior, decoder: Any, likelihood: Likelihood):
+    def __init__(self, posterior: Posterior, prior: Prior, decoder: Any, likelihood: Likelihood, *, refine: int = 0):
         super().__init__()
         kinds: dict[str, tuple[Any, type]] = {
             "posterior": (posterior, nn.Module),
@@ -43,7 +45,10 @@ class VAE(Component, nn.Module):
         self.posterior = posterior
         self.prior = prior
         self.decoder = decoder
+        if refine < 0:
+            raise SpecError(f"VAE needs refine >= 0 steps; found {refine}.")
         self.likelihood = likelihood
+        self.refine = refine
 
     def forward(self, batch: Batch, progress: Progress | None = None, *, generator: torch.Generator | None = None) -> Pass:
         """One pass: encode, draw z, decode.
@@ -69,3 +74,43 @@ class VAE(Component, nn.Module):
     def decode(self, z: Tensor, batch: Batch) -> Tensor:
         """[n, h] features of p(x | z, c) at z [n, d]."""
         return self.decoder(z, batch)  # type: ignore[no-any-return]
+
+    def surface(self, batch: Batch) -> Surface:
+        """The map z -> last linear layer's output, [n, d] -> [n, g], under the batch's covariates, dropout left out.
+
+        For real values it is their mean, for counts the log rate with its mean over genes taken out, for binary values the log odds. A
+        batch of one cell stands for any number of points under that cell's covariates.
+        """
+        weight, bias = self.likelihood.linear()
+        chain = self.decoder.chain(batch) if hasattr(self.decoder, "chain") else None
+        return Surface(
+            features=_Still(self.decoder, batch),
+            weight=weight,
+            bias=bias,
+            centred=self.likelihood.kind == "counts",
+            chain=chain,
+            module=self.decoder,
+        )
+
+
+class _Still:
+    """A decoder under fixed covariates, without dropout."""
+
+    def __init__(self, decoder: nn.Module, batch: Batch):
+        self.decoder = decoder
+        self.batch = batch
+
+    def __call__(self, z: Tensor) -> Tensor:
+        dropped = [part for part in self.decoder.modules() if isinstance(part, nn.Dropout) and part.training]
+        for part in dropped:
+            part.training = False
+        batch = self.batch
+        if batch.n != len(z):
+            if batch.n != 1:
+                raise ShapeError(f"This surface holds the covariates of {batch.n} cells, one a point; found {len(z)} points.")
+            batch = batch.bare(torch.zeros(len(z), dtype=torch.int64, device=z.device))
+        try:
+            return self.decoder(z, batch)  # type: ignore[no-any-return]
+        finally:
+            for part in dropped:
+                part.training = True

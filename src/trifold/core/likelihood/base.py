@@ -22,6 +22,11 @@ class Likelihood(Component, nn.Module, ABC):
     """
 
     kind: str = "real"
+    out: nn.Linear
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """([g, h], [g]) weight and bias of the last linear map: where geometry is taken."""
+        return self.out.weight, self.out.bias
 
     @abstractmethod
     def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
@@ -35,6 +40,13 @@ class Likelihood(Component, nn.Module, ABC):
             mean: [g] mean of x over the training cells.
             var: [g] variance of x.
         """
+
+    def information(self, h: Tensor, batch: Batch) -> Tensor:
+        """[n, g], or [1, g] if all cells share it: Fisher information of each gene's linear output; here for an output that is the mean.
+
+        It sets the length of the steps by which a cell's latent is improved, not where they end.
+        """
+        return 1 / self.distribution(h, batch).variance
 
     @abstractmethod
     def distribution(self, h: Tensor, batch: Batch) -> Distribution:

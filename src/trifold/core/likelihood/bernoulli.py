@@ -54,6 +54,11 @@ class Bernoulli(Likelihood):
         """Bernoulli, [n, g]."""
         return BernoulliDistribution(logits=self.out(h).float(), validate_args=False)
 
+    def information(self, h: Tensor, batch: Batch) -> Tensor:
+        """[n, g] of the log odds: p (1 - p)."""
+        p = self.mean(h, batch)
+        return p * (1 - p)
+
     def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
         """Flips as few values as the two probabilities allow."""
         p, q = self.mean(h, batch), self.mean(target, under)

@@ -60,6 +60,11 @@ class NegativeBinomial(Likelihood):
         """[n, g] expected counts."""
         return torch.softmax(self.out(h).float(), 1) * size_of(batch)
 
+    def information(self, h: Tensor, batch: Batch) -> Tensor:
+        """[n, g] of the log rate."""
+        mean, theta = self.mean(h, batch), self.theta(batch).exp()
+        return mean * theta / (theta + mean)
+
     def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
         """Thinned where the rate falls, topped up from the cell's own gamma noise where it rises."""
         before, after = self.theta(batch).exp(), self.theta(under).exp()
@@ -109,6 +114,11 @@ class ZeroInflated(Likelihood):
         base = NegativeBinomialDistribution(self._rate(h, batch), self.theta(batch).exp())
         return ZeroInflatedDistribution(base, self.gate(h).float())
 
+    def information(self, h: Tensor, batch: Batch) -> Tensor:
+        """[n, g] of the log rate, where there is no structural zero."""
+        mean, theta = self._rate(h, batch), self.theta(batch).exp()
+        return torch.sigmoid(-self.gate(h).float()) * mean * theta / (theta + mean)
+
     def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
         """Structural zeros are switched as rarely as their probabilities allow, the other counts move as a negative binomial's."""
         before, after = self.theta(batch).exp(), self.theta(under).exp()
@@ -155,6 +165,10 @@ class Poisson(Likelihood):
     def distribution(self, h: Tensor, batch: Batch) -> Distribution:
         """Poisson, [n, g]."""
         return PoissonDistribution(torch.softmax(self.out(h).float(), 1) * size_of(batch), validate_args=False)
+
+    def information(self, h: Tensor, batch: Batch) -> Tensor:
+        """[n, g] of the log rate: the rate."""
+        return self.mean(h, batch)
 
     def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
         """Thinned where the rate falls, topped up where it rises."""

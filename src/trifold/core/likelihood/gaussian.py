@@ -1,4 +1,4 @@
-"""Real values with Gaussian noise: of fixed variance, one variance per gene, or one per cell and gene."""
+"""Real values with Gaussian noise: of fixed variance, one learned for all genes, one per gene, or one per cell and gene."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trifold.core.likelihood.base import Likelihood, output_layer
 from trifold.errors import SpecError, suggest
 from trifold.records import Batch
 
-VARIANCES = ("fixed", "gene", "cell")
+VARIANCES = ("fixed", "shared", "gene", "cell")
 
 
 class Normal(torch.distributions.Normal):
@@ -31,7 +31,8 @@ class Gaussian(Likelihood):
     Args:
         features: Width h of the decoder's features.
         genes: Number of genes g.
-        variance: ``"fixed"``, ``"gene"`` (learned, one per gene) or ``"cell"`` (a second linear layer: one per cell and gene).
+        variance: ``"fixed"``, ``"shared"`` (learned, one for all), ``"gene"`` (learned, one per gene) or ``"cell"`` (a second linear
+            layer: one per cell and gene).
         value: The fixed variance, or where the learned one starts. Squared units of x.
         nonnegative: Clip the mean at zero, as published trVAE does on log-normalised values.
 
@@ -53,7 +54,7 @@ class Gaussian(Likelihood):
         self.value = value
         self.nonnegative = nonnegative
         self.out = output_layer(features, genes)
-        self.log_var = nn.Parameter(torch.full((genes,), math.log(value))) if variance == "gene" else None
+        self.log_var = _learned({"shared": 1, "gene": genes}.get(variance, 0), value)
         self.spread = nn.Linear(features, genes) if variance == "cell" else None
         if self.spread is not None:
             nn.init.zeros_(self.spread.weight)
@@ -65,7 +66,7 @@ class Gaussian(Likelihood):
         self.out.bias.copy_(mean)
         log_var = torch.log(var.clamp_min(1e-3 * float(var.mean()) + 1e-8))
         if self.log_var is not None:
-            self.log_var.copy_(log_var)
+            self.log_var.copy_(log_var if self.variance == "gene" else var.mean().clamp_min(1e-8).log())
         if self.spread is not None:
             self.spread.bias.copy_(log_var)
 
@@ -89,6 +90,11 @@ class Gaussian(Likelihood):
             total = error @ torch.exp(-log_var).expand(self.genes) + log_var.expand(self.genes).sum()
         return -0.5 * (total + self.genes * math.log(2 * math.pi))
 
+    def information(self, h: Tensor, batch: Batch) -> Tensor:
+        """[1, g] inverse variance; [n, g] where it is one per cell."""
+        inverse = 1 / self._scale(h).square()
+        return inverse if self.variance == "cell" else inverse.expand(1, self.genes)
+
     def transport(self, h: Tensor, target: Tensor, batch: Batch, under: Batch, *, generator: torch.Generator | None = None) -> Tensor:
         """x + g(z, s') - g(z, s), with the residual scaled by the ratio of the standard deviations."""
         residual = batch.rows.to_dense().float() - self.mean(h, batch)
@@ -100,3 +106,7 @@ class Gaussian(Likelihood):
         if self.log_var is not None:
             return torch.exp(0.5 * self.log_var.clamp(-12, 12))
         return torch.full((1,), math.sqrt(self.value), device=h.device)
+
+
+def _learned(count: int, value: float) -> nn.Parameter | None:
+    return nn.Parameter(torch.full((count,), math.log(value))) if count else None
