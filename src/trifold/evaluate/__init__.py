@@ -2,9 +2,12 @@
 
 from trifold.evaluate.ceilings import ceiling, halves
 from trifold.evaluate.distance import e_distance, median_bandwidth, mmd2
+from trifold.evaluate.fates import fate
 from trifold.evaluate.folds import Fold, make_fold
 from trifold.evaluate.genes import top_genes, variable_genes
+from trifold.evaluate.leaveout import Embedding, leave_classes_out, unseen
 from trifold.evaluate.nulls import NULLS
+from trifold.evaluate.preservation import condition, geometry
 from trifold.evaluate.ranking import de_genes, de_overlap, discrimination
 from trifold.evaluate.response import (
     bootstrap,
@@ -25,22 +28,27 @@ from trifold.evaluate.truth import draws_error, log_change, mean_error
 
 __all__ = [
     "NULLS",
+    "Embedding",
     "Fold",
     "InScoreSpace",
     "averages",
     "bootstrap",
     "ceiling",
     "concordance",
+    "condition",
     "correlation",
     "de_genes",
     "de_overlap",
     "discrimination",
     "draws_error",
     "e_distance",
+    "fate",
     "fit_pca",
+    "geometry",
     "halves",
     "higher_is_better",
     "kind_of",
+    "leave_classes_out",
     "leave_combinations_out",
     "log_change",
     "lognorm",
@@ -56,6 +64,7 @@ __all__ = [
     "score",
     "summary",
     "top_genes",
+    "unseen",
     "variable_genes",
     "variance_concordance",
     "zero_concordance",
