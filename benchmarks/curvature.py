@@ -160,7 +160,12 @@ def row(genes: int, d: int, repeats: int) -> dict[str, Any]:
                 bench.step()
                 times[name].append(time.perf_counter() - began)
     medians = {name: float(np.median(values)) for name, values in times.items()}
-    out: dict[str, Any] = {"genes": genes, "d": d, "route": "exact jets" if d <= 6 else "random directions", "plain, ms": 1e3 * medians["plain"]}
+    out: dict[str, Any] = {
+        "genes": genes,
+        "d": d,
+        "route": "exact jets" if d <= 6 else "random directions",
+        "plain, ms": 1e3 * medians["plain"],
+    }
     out |= {f"{name} / plain": value / medians["plain"] for name, value in medians.items() if name != "plain"}
     return out | {"largest tensor, numbers": largest(benches["curvature"])}
 
@@ -175,7 +180,8 @@ def main() -> None:
     given = ask.parse_args()
     torch.set_num_threads(given.threads)
     table = pd.DataFrame([row(g, d, given.repeats) for g in given.genes for d in given.latent])
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {given.threads} thread(s), batch {CELLS}, {POINTS} points, medians of {given.repeats}")
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {given.threads} thread(s)")
+    print(f"batch {CELLS}, {POINTS} points, medians of {given.repeats} steps")
     print(table.round(2).to_string(index=False))
     print(f"peak of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     (HERE / "results").mkdir(exist_ok=True)

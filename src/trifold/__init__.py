@@ -17,6 +17,7 @@ _HOME = {
     "simulate": "trifold.data",
     "Model": "trifold.model",
     "load": "trifold.model",
+    "gamma_vae": "trifold.presets",
     "trvae": "trifold.presets",
     "VAE": "trifold.core",
     "Prior": "trifold.core",
@@ -26,17 +27,21 @@ _HOME = {
     "NLL": "trifold.terms",
     "KL": "trifold.terms",
     "MMD": "trifold.terms",
+    "Curvature": "trifold.terms",
+    "Isometry": "trifold.terms",
     "Ramp": "trifold.schedule",
     "TrifoldError": "trifold.errors",
     "TrifoldWarning": "trifold.errors",
 }
-_MODULES = ("evaluate", "report")
+_MODULES = ("evaluate", "geometry", "report")
 
 __all__ = [
     "KL",
     "MMD",
     "NLL",
     "VAE",
+    "Curvature",
+    "Isometry",
     "Likelihood",
     "Model",
     "Objective",
@@ -49,6 +54,8 @@ __all__ = [
     "__version__",
     "check",
     "evaluate",
+    "gamma_vae",
+    "geometry",
     "load",
     "open",
     "report",
@@ -57,14 +64,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from trifold import evaluate, report
+    from trifold import evaluate, geometry, report
     from trifold.core import VAE, Likelihood, Prior
     from trifold.data import Schema, check, open, simulate
     from trifold.errors import TrifoldError, TrifoldWarning
     from trifold.model import Model, load
+    from trifold.presets.gamma_vae import gamma_vae
     from trifold.presets.trvae import trvae
     from trifold.schedule import Ramp
-    from trifold.terms import KL, MMD, NLL, Objective, Term
+    from trifold.terms import KL, MMD, NLL, Curvature, Isometry, Objective, Term
 
 
 def __getattr__(name: str) -> Any:

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from trifold import store
 from trifold.cite import bibtex
-from trifold.core import VAE
+from trifold.core import VAE, locate, start
 from trifold.data import Cells, Schema, open, samplers, splits
 from trifold.errors import FormatError, NotFittedError, SchemaError, SpecError, listing, suggest
+from trifold.geometry import Surface
 from trifold.inference import Inference, chunks, cut, moments, tensors
 from trifold.provenance import card_of, fingerprint, plain, seen_in, was_seen
 from trifold.records import Batch, Progress, Report
+from trifold.shape import curvature_of, end_of, point_of, rectifier_of, walk
 from trifold.spec import from_spec, to_spec
 from trifold.terms import Objective
 from trifold.train import History, Plan, fit, launch, progress_bar
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 KINDS = ("mean", "sample", "residual")
+_SOME = 2_000  # cells over which the metric is averaged
 _START = 20_000  # cells from which the values that training begins with are taken
 
 
@@ -109,8 +112,7 @@ class Model:
         count = plan.epochs_for(len(train))
         if not self.card:
             some = train[:: -(-len(train) // _START)]
-            self.vae.likelihood.start(*moments(cells, some))
-            self.vae.posterior.start(chunks(cells, some))
+            start(self.vae, *moments(cells, some), lambda: chunks(cells, some))
         network = nn.ModuleDict({"vae": self.vae, "objective": self.objective})
         with progress_bar(count, show=progress) as show:
             self.history = fit(
@@ -126,8 +128,11 @@ class Model:
                 device=device,
                 report=show,
             )
+        with self._inference("cpu"):
+            rectifier = rectifier_of(self.vae, chunks(cells, train[:: -(-len(train) // _SOME)]))
         self.card = card_of(
             preset=self.preset,
+            rectifier=rectifier,
             plan=to_spec(plan),
             seed=seed,
             hold_out=plain(hold_out or {}),
@@ -165,21 +170,26 @@ class Model:
 
     # -- what a trained model answers ----------------------------------------------------------------------------------------------
 
-    def latent(self, data: Any, *, missing: str = "error", unknown: str = "error", device: str = "auto") -> np.ndarray:
-        """Mean of q(z | x, c) of each cell.
+    def latent(
+        self, data: Any, *, rectified: bool = False, missing: str = "error", unknown: str = "error", device: str = "auto"
+    ) -> np.ndarray:
+        """Where each cell lies: the mean of q(z | x, c), or, for models that refine it, the mode of p(z | x, c).
 
         Args:
             data: Cells with the schema's genes, in any order.
+            rectified: In linear coordinates in which distances are, as nearly as can be, lengths in data space: those of x for real
+                values, of the log rate less its mean over genes for counts. The coordinates are fixed at the end of training.
             missing: ``"zero"`` accepts absent genes as zeros; ``"error"`` names them.
             unknown: ``"zero"`` accepts unseen categories as all-zero covariates; ``"error"`` names them.
             device: Where to compute.
 
         Returns:
-            [n, d] float32, in the order of data's rows. Dimensionless.
+            [n, d] float32, in the order of data's rows. Dimensionless, or a length in data space if rectified.
         """
         self._need_fit("latent")
         cells = self._cells(data, missing=missing, unknown=unknown)
-        return self._collect(cells, np.arange(cells.n), lambda b: self.vae.encode(b).mean, device)
+        z = self._collect(cells, np.arange(cells.n), lambda b: locate(self.vae, b), device)
+        return z @ np.asarray(self.card["rectifier"], dtype=z.dtype) if rectified else z
 
     def predict(
         self,
@@ -278,6 +288,77 @@ class Model:
         values = self._collect(cells, np.arange(cells.n), parts, device)
         return pd.DataFrame(values, index=cells.obs.index, columns=["elbo", "reconstruction", "kl"])
 
+    def surface(self, under: Mapping[str, Any] | None = None) -> Surface:
+        """The decoder's surface, for :mod:`trifold.geometry`: a map from latent points [n, d] to data space [n, g].
+
+        Data space is x for real values, the log rate less its mean over genes for counts, the log odds for binary values.
+
+        Args:
+            under: column -> value of the covariates that the decoder sees; columns that are not named count as unknown.
+
+        Raises:
+            SchemaError: An unknown column or value.
+        """
+        self._need_fit("surface")
+        return self.vae.surface(self._point(under))
+
+    def curvature(self, data: Any, *, directions: int = 32, seed: int = 0, missing: str = "error", device: str = "auto") -> pd.DataFrame:
+        """How the surface bends at each cell's latent.
+
+        Args:
+            data: Cells with the schema's genes, in any order.
+            directions: Pairs of random directions per cell where there are more than 6 latent dimensions; up to 6 the values are exact.
+            seed: Of the directions.
+            missing: ``"zero"`` accepts absent genes as zeros.
+            device: Where to compute.
+
+        Returns:
+            A table in the order of data's rows with ``extrinsic`` (how fast the tangent space turns) and ``parameter`` (how fast the latent
+            grid stretches), in 1/length² of data space, and ``condition``, the condition number of the metric.
+
+        Raises:
+            SpecError: A decoder with kinks, such as ReLU.
+        """
+        import pandas as pd
+
+        self._need_fit("curvature")
+        cells = self._cells(data, missing=missing)
+        generator = torch.Generator(launch(device).device).manual_seed(seed)
+        values = self._collect(cells, np.arange(cells.n), lambda b: curvature_of(self.vae, b, directions, generator), device)
+        return pd.DataFrame(values, index=cells.obs.index, columns=["extrinsic", "parameter", "condition"])
+
+    def path(
+        self, a: Any, b: Any, *, data: Any = None, kind: str = "straight", steps: int = 50, under: Mapping[str, Any] | None = None
+    ) -> AnnData:
+        """Decoded genes along a path from a to b.
+
+        Args:
+            a, b: Latent points [d], or selections of the data's cells, ``{"tissue": "Lung"}``, whose mean latents are the ends.
+            data: The cells that selections choose from.
+            kind: ``"straight"`` in the latent, or ``"geodesic"``: the shortest path on the surface near the straight one.
+            steps: Points along the path, ends included.
+            under: column -> value of the covariates that the decoder sees.
+
+        Returns:
+            A new AnnData of ``steps`` points: X the expected expression (counts: at a library size of 10,000); obs ``position`` (share of
+            the way) and ``length`` (travelled in data space); var ``change`` from end to end and ``linearity``, the R² of a straight line
+            along the path, both in data space (:meth:`surface`); obsm ``latent``; ``uns["trifold"]`` with both kinds' lengths and their
+            ratio, ``straightness``, and ``x``, the kind of values.
+
+        Raises:
+            SpecError: A selection without data, an unknown kind, or fewer than three steps.
+            SchemaError: An unknown column or value, or no cell matches.
+            ShapeError: A point of another width.
+        """
+        self._need_fit("path")
+        obs, z = None, None
+        if data is not None:
+            obs, z = self._cells(data).obs, self.latent(data)
+        d = self.vae.posterior.latent
+        ends = end_of(a, z, obs, d, "a"), end_of(b, z, obs, d, "b")
+        at = self._point(under)
+        return walk(self.vae, at, self.vae.surface(at), *ends, kind=kind, steps=steps, genes=list(self.schema.genes))
+
     def cite(self) -> str:
         """BibTeX entries of trifold, the preset's paper, and the components in use."""
         return bibtex(to_spec({"vae": self.vae, "objective": self.objective}), preset=self.preset)
@@ -308,7 +389,7 @@ class Model:
     # -- inside --------------------------------------------------------------------------------------------------------------------
 
     def _move(self, batch: Batch, under: Batch, kind: str, generator: torch.Generator) -> Tensor:
-        z = self.vae.encode(batch).mean
+        z = locate(self.vae, batch)
         target = self.vae.decode(z, under)
         if kind == "mean":
             return self.vae.likelihood.mean(target, under)
@@ -317,7 +398,19 @@ class Model:
         return self.vae.likelihood.transport(self.vae.decode(z, batch), target, batch, under, generator=generator)
 
     def _denoise(self, batch: Batch) -> Tensor:
-        return self.vae.likelihood.mean(self.vae.decode(self.vae.encode(batch).mean, batch), batch)
+        return self.vae.likelihood.mean(self.vae.decode(locate(self.vae, batch), batch), batch)
+
+    def _point(self, under: Mapping[str, Any] | None) -> Batch:
+        """One cell without rows, under some covariates; the others unknown."""
+        import pandas as pd
+
+        asked = dict(under or {})
+        columns = [c.name for role in self.schema.roles.values() for c in role]
+        obs = pd.DataFrame({name: pd.Series([asked.get(name)], dtype=object) for name in columns}, index=["point"])
+        known = self.schema.under(obs, asked)
+        design, code = self.schema.covariates(known, unknown="zero")
+        at = np.arange(1)
+        return point_of(tensors(design, at), tensors(code, at))
 
     def _collect(self, cells: Cells, index: np.ndarray, f: Callable[[Batch], Tensor], device: str) -> np.ndarray:
         with self._inference(device) as there:

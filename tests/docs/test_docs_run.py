@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from trifold.data import simulate
 from trifold.model import Model
 
 ROOT = Path(__file__).parents[2]
+GEOMETRY = "docs/tutorials/geometry/README.md"
 
 
 def blocks(page: str) -> list[str]:
@@ -63,8 +66,45 @@ def test_the_term_of_the_contributing_page_is_a_term(quick):
     assert model.history.rows[-1]["train/small"] > 0
 
 
+def test_the_page_on_geometry_writes_the_figures_that_it_shows(quick, tmp_path, monkeypatch, real_data, capsys):
+    path = real_data("larry_subset.h5ad")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"path": path}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", trifold.TrifoldWarning)
+        for block in blocks(GEOMETRY):
+            exec(block, names)
+    shown = set(re.findall(r"\]\((\S+\.png)\)", (ROOT / GEOMETRY).read_text()))
+    assert {p.name for p in tmp_path.iterdir()} == shown
+    printed = capsys.readouterr().out
+    assert all(f"{name}: median over cells" in printed for name in ("plain", "mild", "flat"))
+    assert printed.count("% of the measured change") == 4
+    assert "on the map: " in printed
+    assert names["without"].card["hold_out"] == {"cell_type": "Mast"}
+    assert names["without"].card["cells"]["held_out"] == (names["kind"] == "Mast").sum()
+
+
+def test_the_commands_of_the_page_on_geometry_work(tmp_path, monkeypatch, real_data):
+    import anndata
+    from typer.testing import CliRunner
+
+    from trifold.cli import app
+
+    adata = anndata.read_h5ad(real_data("larry_subset.h5ad"))
+    adata.X = np.log1p(adata.X.toarray()).astype("float32")
+    adata.write_h5ad(tmp_path / "log.h5ad")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / GEOMETRY).read_text()
+    commands = [shlex.split(line)[1:] for line in re.findall(r"^trifold .*$", text, re.MULTILINE)]
+    assert [c[0] for c in commands] == ["fit", "latent", "curvature", "path"]
+    for command in commands:
+        result = CliRunner().invoke(app, [*command, *(["--epochs", "1", "--quiet"] if command[0] == "fit" else [])])
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / command[command.index("--out") + 1]).exists()
+
+
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 )
 def test_links_of_a_page_lead_to_files_that_exist(page):
     text = (ROOT / page).read_text()

@@ -15,7 +15,9 @@ from trifold.cli.pairs import pairs, selection, target
 from trifold.model import load
 
 
-def write_latent(run: Path, data: Path, out: Path, *, device: str, missing: str, trust: Sequence[str], force: bool) -> None:
+def write_latent(
+    run: Path, data: Path, out: Path, *, rectified: bool, device: str, missing: str, trust: Sequence[str], force: bool
+) -> None:
     """Latent coordinates to .h5ad (cells x latent dimensions with obs), .csv (with the names of the cells) or .npy.
 
     Raises:
@@ -27,16 +29,19 @@ def write_latent(run: Path, data: Path, out: Path, *, device: str, missing: str,
     require_free(out, force=force)
     model = load(run, trust=trust)
     source = cells_of(data, model.schema.x)
-    z = model.latent(source, missing=missing, device=device)
+    z = model.latent(source, rectified=rectified, missing=missing, device=device)
     names = [f"latent_{j}" for j in range(z.shape[1])]
     if out.suffix == ".npy":
         write(out, lambda path: np.save(path, z))
     elif out.suffix == ".csv":
         write(out, lambda path: pd.DataFrame(z, index=source.obs.index, columns=names).to_csv(path, index_label="cell"))
     else:
-        answer = AnnData(z, obs=source.obs.copy(), var=pd.DataFrame(index=names), uns={"trifold": {"run": str(run)}})
+        answer = AnnData(
+            z, obs=source.obs.copy(), var=pd.DataFrame(index=names), uns={"trifold": {"run": str(run), "rectified": rectified}}
+        )
         write(out, answer.write_h5ad)
-    show.say(f"{out}: {z.shape[0]:,} cells × {z.shape[1]} latent dimensions")
+    unit = "; distances are, on average, lengths in data space" if rectified else ""
+    show.say(f"{out}: {z.shape[0]:,} cells × {z.shape[1]} latent dimensions{unit}")
 
 
 def write_prediction(

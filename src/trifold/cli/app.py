@@ -81,7 +81,7 @@ def fit(
         Path | None, typer.Option(exists=True, dir_okay=False, help="TOML with the tables [bold]data[/], [bold]model[/] and [bold]fit[/].")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="table.key=value, over the file and the flags. Repeatable.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Which model. Default: trvae.", show_default=False)] = None,
+    preset: Annotated[str | None, typer.Option(help="Which model: trvae or gamma_vae. Default: trvae.", show_default=False)] = None,
     x: X = None,
     condition: Condition = None,
     invariant: Invariant = None,
@@ -104,6 +104,8 @@ def fit(
 
     The tables are keyword arguments: [bold]data[/] of Schema.of (and genes), [bold]model[/] of the preset (and preset), [bold]fit[/] of
     Model.fit. For instance: trifold fit data.h5ad --condition condition --hold-out condition=stimulated --hold-out cell_type=NK --out run
+
+    Or, for a flat latent of data without conditions: trifold fit data.h5ad --preset gamma_vae --genes 2000 --set model.latent=2 --out run
     """
     from trifold.cli.training import train
 
@@ -118,12 +120,21 @@ def fit(
 @app.command()
 @readable
 def latent(
-    run: Run, data: Data, out: Out, device: Device = "auto", missing: Missing = "error", trust: Trust = None, force: Force = False
+    run: Run,
+    data: Data,
+    out: Out,
+    rectified: Annotated[
+        bool, typer.Option("--rectified", help="In coordinates in which distances are, on average, lengths in data space.")
+    ] = False,
+    device: Device = "auto",
+    missing: Missing = "error",
+    trust: Trust = None,
+    force: Force = False,
 ) -> None:
     """Latent coordinates of cells, in the order of the rows: .h5ad (cells x latent, with obs), .csv or .npy."""
     from trifold.cli.answers import write_latent
 
-    write_latent(run, data, out, device=device, missing=missing, trust=trust or (), force=force)
+    write_latent(run, data, out, rectified=rectified, device=device, missing=missing, trust=trust or (), force=force)
 
 
 @app.command()
@@ -192,6 +203,87 @@ def evaluate(
         plots=plots,
         seed=seed,
         device=device,
+        trust=trust or (),
+        force=force,
+    )
+
+
+@app.command()
+@readable
+def curvature(
+    run: Run,
+    data: Data,
+    out: Out,
+    group: Annotated[str | None, typer.Option(help="Column that splits the summary and names cells in the plot.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="The latent plane: .png, .pdf or .svg.", show_default=False)] = None,
+    color: Annotated[str, typer.Option(help="What colours the plane: extrinsic, parameter, or a column of obs.")] = "extrinsic",
+    directions: Annotated[int, typer.Option(help="Pairs of random directions per cell above 6 latent dimensions.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the directions.")] = 0,
+    device: Device = "auto",
+    missing: Missing = "error",
+    trust: Trust = None,
+    force: Force = False,
+) -> None:
+    """How the surface of a run bends at each cell: .csv with extrinsic and parameter curvature and the condition of the metric.
+
+    For instance: trifold curvature run data.h5ad --group cell_type --out curvature.csv --plot plane.png
+    """
+    from trifold.cli.shapes import write_curvature
+
+    write_curvature(
+        run,
+        data,
+        out,
+        group=group,
+        plot=plot,
+        color=color,
+        directions=directions,
+        seed=seed,
+        device=device,
+        missing=missing,
+        trust=trust or (),
+        force=force,
+    )
+
+
+@app.command()
+@readable
+def path(
+    run: Run,
+    data: Data,
+    start: Annotated[
+        list[str],
+        typer.Option("--from", help="column=value: the path begins at the mean of the cells that match all of them.", show_default=False),
+    ],
+    end: Annotated[list[str], typer.Option("--to", help="column=value: where it ends. Repeatable.", show_default=False)],
+    out: Out,
+    kind: Annotated[str, typer.Option(help="straight: in the latent; geodesic: shortest on the surface.")] = "straight",
+    steps: Annotated[int, typer.Option(help="Points along the path, ends included.")] = 50,
+    under: Annotated[list[str] | None, typer.Option(help="column=value of a covariate that the decoder sees. Repeatable.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="The genes along the path: .png, .pdf or .svg.", show_default=False)] = None,
+    top: Annotated[int, typer.Option(help="How many genes to show, those that change most.")] = 12,
+    missing: Missing = "error",
+    trust: Trust = None,
+    force: Force = False,
+) -> None:
+    """Genes along a path from one group of cells to another: .h5ad of points × genes, with the change and linearity of each gene.
+
+    For instance: trifold path run data.h5ad --from tissue=Lung --to tissue=Skin --kind geodesic --out path.h5ad --plot genes.png
+    """
+    from trifold.cli.shapes import write_path
+
+    write_path(
+        run,
+        data,
+        out,
+        start=start,
+        end=end,
+        kind=kind,
+        steps=steps,
+        under=under,
+        plot=plot,
+        top=top,
+        missing=missing,
         trust=trust or (),
         force=force,
     )

@@ -55,7 +55,7 @@ def in_memory(source: Source, *, rows: Any = None, columns: Any = None) -> Sourc
     )
 
 
-def require_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+def require_suffix(path: Path, suffixes: tuple[str, ...], *, option: str = "--out") -> None:
     """Refuse an output whose name does not end in one of the formats that can be written.
 
     Raises:
@@ -63,8 +63,8 @@ def require_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
     """
     if path.suffix not in suffixes:
         raise SpecError(
-            f"--out needs a name that ends in {' or '.join(suffixes)}; found {path.name!r}.{suggest(path.suffix, suffixes)} "
-            f"Try --out {path.with_suffix(suffixes[0])}."
+            f"{option} needs a name that ends in {' or '.join(suffixes)}; found {path.name!r}.{suggest(path.suffix, suffixes)} "
+            f"Try {option} {path.with_suffix(suffixes[0])}."
         )
 
 
@@ -76,7 +76,7 @@ def require_free(path: Path, *, force: bool) -> None:
     """
     filled = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if filled and not force:
-        raise CheckpointError(f"{str(path)!r} exists. Choose another --out, or pass --force to replace it.")
+        raise CheckpointError(f"{str(path)!r} exists. Choose another name, or pass --force to replace it.")
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent

@@ -36,8 +36,13 @@ def selection(given: Mapping[str, Sequence[Any]], obs: pd.DataFrame) -> dict[str
     return {c: values[0] if len(values) == 1 else values for c, values in found.items()}
 
 
-def target(given: Mapping[str, Sequence[str]], schema: Any) -> dict[str, Any]:
+def target(given: Mapping[str, Sequence[str]], schema: Any, *, option: str = "--to") -> dict[str, Any]:
     """Column -> the one value to predict, as the schema holds it.
+
+    Args:
+        given: Column -> values, from :func:`pairs`.
+        schema: Of the model.
+        option: As the user wrote it.
 
     Raises:
         SpecError: A column has two values.
@@ -46,7 +51,7 @@ def target(given: Mapping[str, Sequence[str]], schema: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for column, values in given.items():
         if len(values) > 1:
-            raise SpecError(f"--to needs one value for each column; found {column}={' and '.join(values)}. Predict one after the other.")
+            raise SpecError(f"{option} needs one value for each column; found {column}={' and '.join(values)}. Ask one by one.")
         out[column] = _number(values[0]) if column in known and known[column] is None else _typed(values[0], known.get(column) or ())
     return out
 

@@ -63,7 +63,7 @@ def train(
     model: Model = callables(tables)["model"](schema, **{k: v for k, v in tables["model"].items() if k != "preset"})
     model.fit(source, **fit)
     show.run(model, out)
-    _next(out, path, schema, fit.get("hold_out"))
+    _next(out, path, model, source, fit.get("hold_out"))
     return model
 
 
@@ -103,13 +103,34 @@ def select_genes(source: Source, count: int, *, hold_out: Mapping[str, Any] | No
     return in_memory(source, columns=chosen)
 
 
-def _next(out: str, path: Path, schema: Schema, hold_out: Mapping[str, Any] | None) -> None:
-    condition = [c.name for c in schema.roles.get("condition", ())]
+def _next(out: str, path: Path, model: Model, source: Source, hold_out: Mapping[str, Any] | None) -> None:
+    """What to type now, with the data's own columns and values."""
+    condition = [c.name for c in model.schema.roles.get("condition", ())]
+    flat = model.preset == "gamma_vae"
     show.say("Next:", style="bold")
-    show.say(f"  trifold latent {out} {path} --out latent.h5ad")
+    show.say(f"  trifold latent {out} {path}{' --rectified' if flat else ''} --out latent.h5ad")
+    if flat:
+        column, values = _classes(source, model.schema, hold_out)
+        by = f' --group "{column}"' if column else ""
+        show.say(f"  trifold curvature {out} {path}{by} --out curvature.csv --plot plane.png")
+        ends = " ".join(f'{option} "{column or "COLUMN"}={value}"' for option, value in zip(("--from", "--to"), values, strict=True))
+        show.say(f"  trifold path {out} {path} {ends} --kind geodesic --out path.h5ad --plot genes.png")
     if condition:
-        value = (hold_out or {}).get(condition[0]) or getattr(schema.column(condition[0]), "values", ["VALUE"])[-1]
+        value = (hold_out or {}).get(condition[0]) or getattr(model.schema.column(condition[0]), "values", ["VALUE"])[-1]
         value = value[0] if isinstance(value, list) else value
         show.say(f'  trifold predict {out} {path} --to "{condition[0]}={value}" --out predicted.h5ad')
-    if hold_out:
+    if set(hold_out or {}) & set(condition):
         show.say(f"  trifold evaluate {out} {path} --out scores.csv --plots plots")
+
+
+def _classes(source: Source, schema: Schema, hold_out: Mapping[str, Any] | None) -> tuple[str | None, list[Any]]:
+    """A column between whose classes a path could run, and its two largest: a role of biology, what was held out, or a column of words."""
+    named = [c.name for role in ("label", "invariant", "condition") for c in schema.roles.get(role, ())]
+    technique = {c.name for c in schema.roles.get("spurious", ())}
+    words = [str(c) for c in source.obs.columns if source.obs[c].dtype.kind not in "iufb" and c not in technique]
+    for column in dict.fromkeys([*named, *(hold_out or {}), *words]):
+        if column in source.obs and source.obs[column].dtype.kind != "f":
+            cells = source.obs[column].value_counts()
+            if 2 <= (cells > 0).sum() <= 50:
+                return column, list(cells.index[:2])
+    return None, ["A", "B"]

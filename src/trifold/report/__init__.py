@@ -1,6 +1,29 @@
-"""Plots of what a model predicts, beside what is real and what would have been guessed without it."""
+"""Plots of what a model predicts, beside what is real and what would have been guessed without it; and of the shape of its surface."""
 
+from trifold.report.genes import draw_genes, plot_genes
+from trifold.report.geometry import draw_groups, plot_geometry
 from trifold.report.images import images
+from trifold.report.paths import draw_path, plot_paths
+from trifold.report.plane import draw_ellipses, draw_names, draw_plane, plane_of, plot_plane, squared_radius
 from trifold.report.response import draw_cells, draw_change, draw_history, draw_scores, response
 
-__all__ = ["draw_cells", "draw_change", "draw_history", "draw_scores", "images", "response"]
+__all__ = [
+    "draw_cells",
+    "draw_change",
+    "draw_ellipses",
+    "draw_genes",
+    "draw_groups",
+    "draw_history",
+    "draw_names",
+    "draw_path",
+    "draw_plane",
+    "draw_scores",
+    "images",
+    "plane_of",
+    "plot_genes",
+    "plot_geometry",
+    "plot_paths",
+    "plot_plane",
+    "response",
+    "squared_radius",
+]
