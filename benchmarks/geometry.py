@@ -1,12 +1,12 @@
 """Geometry and classes never seen: Γ-VAE beside a plain VAE, an isometry-regularised one, PCA and UMAP, on real data.
 
-    python benchmarks/geometry.py gtex_26tissues tcga_rnaseq_5types larry_subset --seeds 3
+    python benchmarks/geometry.py gtex_26tissues tcga_rnaseq_5types larry_subset --seeds 1 2 3
     python benchmarks/geometry.py gtex_26tissues --sweep
 
 For each data set and seed a tenth of the cells is kept out of every fit; their squared error, over that of the mean, is the held-out
 reconstruction. Then each class is left out in turn, embedded by the model that never saw it, and compared with the model that saw it.
 "rectified" rows measure the same fits in rectified coordinates. All methods see the same cells and genes. Choices in the preset were made
-on four tissues of GTEx and one seed, and on TCGA and LARRY not at all: see docs/deviations.md.
+by looking at such scores with seed 0: of other tissues of GTEx, of the same classes of TCGA and LARRY, and of the breast cancers not at all.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ HERE = Path(__file__).parent
 DATA = HERE.parent.parent / "shared" / "data"
 LATENT = 10
 GENES = 2_000
-COLUMNS = {"gtex_26tissues": "tissue", "tcga_rnaseq_5types": "tumor_type", "larry_subset": "cell_type"}
+COLUMNS = {"gtex_26tissues": "tissue", "tcga_rnaseq_5types": "tumor_type", "larry_subset": "cell_type", "tcga_brca_subtypes": "subtype"}
 LEFT = {
-    "gtex_26tissues": ["Adipose Tissue", "Blood", "Brain", "Colon", "Heart", "Liver", "Lung", "Muscle", "Skin", "Testis"],
+    "gtex_26tissues": [  # those whose scores were never looked at while choices were made
+        *("Adrenal Gland", "Breast", "Esophagus", "Ovary", "Pituitary", "Prostate", "Salivary Gland", "Spleen", "Stomach", "Thyroid"),
+    ],
     "tcga_rnaseq_5types": ["ACC", "CHOL", "DLBC", "UCS", "UVM"],
+    "tcga_brca_subtypes": ["LumA", "Basal", "Her2"],
     "larry_subset": ["Baso", "Mast", "Meg", "Monocyte", "Neutrophil"],  # mature types of more than ten cells
 }
 BETTER = {  # measure -> whether more is better
@@ -48,6 +51,7 @@ BETTER = {  # measure -> whether more is better
     "error_left": False,
     "error_ratio": False,
     "displacement": False,
+    "displacement_spread": False,
     "neighbours": True,
     "neighbours_data": True,
     "centroid_rank": True,
@@ -65,7 +69,7 @@ def load(name: str) -> ad.AnnData:
     """Log values of the most variable genes, and the classes in obs["class"]."""
     data = ad.read_h5ad(DATA / f"{name}.h5ad")
     x = np.asarray(data.X.todense() if hasattr(data.X, "todense") else data.X, dtype=np.float32)
-    x = np.log2(x + 1) if name.startswith("tcga") else np.log1p(x) if name.startswith("larry") else x
+    x = np.log2(x + 1) if name == "tcga_rnaseq_5types" else np.log1p(x) if name.startswith("larry") else x
     chosen = np.sort(np.argsort(-x.var(0), kind="stable")[:GENES])
     obs = data.obs.assign(**{"class": data.obs[COLUMNS[name]].astype(str)})
     return ad.AnnData(x[:, chosen], obs=obs, var=data.var.iloc[chosen])
@@ -259,16 +263,16 @@ def verdict(means: pd.DataFrame, ours: tuple[str, str], other: str) -> str:
     return f"against {other}: better on {len(better)}, {', '.join(named)}"
 
 
-def sweep(name: str, seeds: int) -> None:
+def sweep(name: str, seeds: list[int]) -> None:
     """What the two weights cost and bring."""
     left = LEFT[name][::3]
     parts = []
-    for extrinsic, parameter in [(0, 0), (0.1, 0), (1, 0), (10, 0), (0, 0.1), (0, 1), (0, 10), (0.1, 0.1), (0.3, 3), (1, 1), (10, 10)]:
+    for extrinsic, parameter in [(0, 0), (1, 0), (10, 0), (0, 3), (0, 30), (0.1, 0.3), (1, 3), (10, 30), (100, 300)]:
         tag = f"extrinsic {extrinsic}, parameter {parameter}"
         fit = partial(gamma, extrinsic=extrinsic, parameter=parameter)
-        parts += [run(name, tag, seed, fit, left) for seed in range(seeds)]
-    rows = kept(HERE / "results" / "geometry_sweep.csv", pd.concat(parts))
-    print(table(rows[rows["data"] == name]).round(3).to_string())
+        parts += [run(name, tag, seed, fit, left) for seed in seeds]
+    rows = kept(HERE / "results" / f"geometry_sweep_{name}.csv", pd.concat(parts))
+    print(table(rows).round(3).to_string())
 
 
 def main() -> None:
@@ -276,25 +280,24 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("names", nargs="*", default=list(COLUMNS))
     ask.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
-    ask.add_argument("--seeds", type=int, default=3)
+    ask.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="0 is the seed with which choices were made")
     ask.add_argument("--sweep", action="store_true")
     given = ask.parse_args()
     torch.set_num_threads(1)
-    path = HERE / "results" / "geometry.csv"
     for name in given.names:
         if given.sweep:
             sweep(name, given.seeds)
             continue
         for method in given.methods:
-            for seed in range(given.seeds):
-                kept(path, run(name, method, seed, METHODS[method]))
+            for seed in given.seeds:
+                kept(HERE / "results" / f"geometry_{name}.csv", run(name, method, seed, METHODS[method]))
     if given.sweep:
         return
-    rows = pd.read_csv(path, keep_default_na=False, na_values=[""])
     print(f"torch {torch.__version__}, Python {platform.python_version()}, one thread, {LATENT} latent dimensions, {GENES} genes at most")
     for name in given.names:
-        means = table(rows[rows["data"] == name])
-        print(f"\n{name}: {rows[rows['data'] == name]['seed'].nunique()} seeds, {len(LEFT[name])} classes left out in turn")
+        rows = pd.read_csv(HERE / "results" / f"geometry_{name}.csv", keep_default_na=False, na_values=[""])
+        means = table(rows)
+        print(f"\n{name}: {rows['seed'].nunique()} seeds, {len(LEFT[name])} classes left out in turn")
         print(means.round(3).T.to_string())
         for other in ("trifold, weights 0", "plain VAE", "IRVAE", "PCA", "UMAP"):
             if other in means.index and "trifold" in means.index:

@@ -39,6 +39,7 @@ def test_a_class_moved_by_a_vector_is_displaced_by_its_length_over_the_class_dia
     out = unseen(seen, similar(left), labels, "B")
     assert out["displacement"] == pytest.approx(5 / pdist(seen[own]).mean())
     assert out["centroid_displacement"] == pytest.approx(5 / pdist(seen[own]).mean())
+    assert out["displacement_spread"] == pytest.approx(5 / np.sqrt(seen.var(0).sum()))
 
 
 def test_a_class_turned_about_its_centroid_keeps_the_centroid():

@@ -49,7 +49,9 @@ def unseen(
       (Procrustes: rotation or reflection, one scale, translation); mean Euclidean distance of the target's cells to where the
       seen model has them, over the class diameter. 0 is best. The diameter is the mean distance between two different cells of
       the class in ``seen``. Two fits of one model differ too: compare with a second seed of the model that saw everything.
-    - ``centroid_displacement``: the same for the class centroid only.
+    - ``displacement_spread``: the same distance over the spread of all cells in ``seen``, their root mean squared distance to their
+      centroid: a model that draws a class together does not look worse for it.
+    - ``centroid_displacement``: as ``displacement``, for the class centroid only.
     - ``neighbours``: overlap in [0, 1], 1 less the total variation distance, of the label histograms of the k nearest cells of
       other classes in ``left`` and in ``seen``; mean over the target's cells.
     - ``centroid_rank``: Spearman's correlation, left against seen, of the distances from the target's centroid to those of the
@@ -82,8 +84,11 @@ def unseen(
     if not diameter > 0:
         raise EvaluationError(f"cells of {target!r} that differ are needed in seen; found all in one place. Leave out another class.")
     moved = align(z, s, on=other)
+    away_by = float(np.linalg.norm(moved[own] - s[own], axis=1).mean())
+    used = s[own | other]
     out = {
-        "displacement": float(np.linalg.norm(moved[own] - s[own], axis=1).mean()) / diameter,
+        "displacement": away_by / diameter,
+        "displacement_spread": away_by / float(np.sqrt(((used - used.mean(0)) ** 2).sum(1).mean())),
         "centroid_displacement": float(np.linalg.norm(moved[own].mean(0) - s[own].mean(0))) / diameter,
     }
     names = [name for name in classes(groups) if name != target]
