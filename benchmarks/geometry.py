@@ -6,7 +6,7 @@
 For each data set and seed a tenth of the cells is kept out of every fit; their squared error, over that of the mean, is the held-out
 reconstruction. Then each class is left out in turn, embedded by the model that never saw it, and compared with the model that saw it.
 "rectified" rows measure the same fits in rectified coordinates. All methods see the same cells and genes. Choices in the preset were made
-by looking at such scores with seed 0: of other tissues of GTEx, of the same classes of TCGA and LARRY, and of the breast cancers not at all.
+by looking at such scores with seed 0: of other tissues of GTEx, of the same classes of TCGA and LARRY, and never of the breast cancers.
 """
 
 from __future__ import annotations

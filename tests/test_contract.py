@@ -360,6 +360,12 @@ PRESETS: dict[str, tuple[str, dict]] = {
     "plain without matching": ("counts", {"mmd": 0.0, "shrinkage": 0.0}),
     "published": ("real", {"published": True}),
     "published within": ("real", {"published": True, "within": "label"}),
+    **{f"flat {k}": ("counts", {"likelihood": k}) for k in COUNTS},
+    "flat real": ("real", {"isometry": 1.0}),
+    "flat real, as encoded": ("real", {"refine": 0}),
+    "flat counts, located": ("counts", {"refine": 3}),
+    "flat bernoulli": ("binary", {}),
+    "flat published": ("real", {"published": True}),
 }
 
 
@@ -378,6 +384,9 @@ def dense(x: object) -> np.ndarray:
 
 def preset_of(name: str, studies, **more):
     kind, options = PRESETS[name]
+    if name.startswith("flat"):
+        schema = trifold.Schema.of(studies[kind], spurious="condition", label="cell_type", kind=kind)
+        return trifold.gamma_vae(schema, latent=4, hidden=(8,), **options, **more), studies[kind]
     schema = trifold.Schema.of(studies[kind], condition="condition", label="cell_type", kind=kind)
     return trifold.trvae(schema, latent=4, hidden=(8,), **options, **more), studies[kind]
 
@@ -451,8 +460,9 @@ def test_answers_come_in_the_order_asked_for_and_do_not_depend_on_the_other_cell
     model, a = fitted(name)
     truth, predicted = model.latent(a), model.predict(a, {"condition": "stimulated"}).X
     order = np.random.default_rng(0).permutation(a.n_obs)[:50]
-    np.testing.assert_allclose(model.latent(a[order]), truth[order], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(model.predict(a[order], {"condition": "stimulated"}).X, predicted[order], rtol=1e-4, atol=1e-5)
+    near = 1e-3 if model.vae.refine else 1e-5  # a step that is taken or not taken can hang on the last bit
+    np.testing.assert_allclose(model.latent(a[order]), truth[order], rtol=near, atol=near / 10)
+    np.testing.assert_allclose(model.predict(a[order], {"condition": "stimulated"}).X, predicted[order], rtol=10 * near, atol=near)
     assert list(model.predict(a[order], {"condition": "stimulated"}).obs_names) == list(a.obs_names[order])
 
 

@@ -21,6 +21,38 @@ _ENTRIES = {
   year    = {2020},
   doi     = {10.1093/bioinformatics/btaa800}
 }""",
+    "gamma_vae": """@article{kim2024gamma,
+  title   = {{$\\Gamma$-VAE}: Curvature regularized variational autoencoders for uncovering emergent low dimensional geometric structure
+             in high dimensional data},
+  author  = {Kim, Jason Z. and Perrin-Gilbert, Nicolas and Narmanli, Erkan and Klein, Paul and Myers, Christopher R. and Cohen, Itai and
+             Waterfall, Joshua J. and Sethna, James P.},
+  journal = {arXiv preprint arXiv:2403.01078},
+  year    = {2024}
+}""",
+    "curvature": """@article{bates1980relative,
+  title   = {Relative Curvature Measures of Nonlinearity},
+  author  = {Bates, Douglas M. and Watts, Donald G.},
+  journal = {Journal of the Royal Statistical Society: Series B},
+  volume  = {42},
+  number  = {1},
+  pages   = {1--25},
+  year    = {1980}
+}""",
+    "isometry": """@inproceedings{lee2022regularized,
+  title     = {Regularized Autoencoders for Isometric Representation Learning},
+  author    = {Lee, Yonghyeon and Yoon, Sangwoong and Son, MinJun and Park, Frank C.},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2022}
+}""",
+    "ppca": """@article{tipping1999probabilistic,
+  title   = {Probabilistic Principal Component Analysis},
+  author  = {Tipping, Michael E. and Bishop, Christopher M.},
+  journal = {Journal of the Royal Statistical Society: Series B},
+  volume  = {61},
+  number  = {3},
+  pages   = {611--622},
+  year    = {1999}
+}""",
     "mmd": """@article{gretton2012kernel,
   title   = {A Kernel Two-Sample Test},
   author  = {Gretton, Arthur and Borgwardt, Karsten M. and Rasch, Malte J. and Sch{\\"o}lkopf, Bernhard and Smola, Alexander},
@@ -46,7 +78,15 @@ _ENTRIES = {
 }""",
 }
 
-_NEEDED = {"VAE": "vae", "MMD": "mmd", "NegativeBinomial": "counts", "ZeroInflated": "counts"}
+_NEEDED = {
+    "VAE": "vae",
+    "MMD": "mmd",
+    "Curvature": "curvature",
+    "Isometry": "isometry",
+    "NegativeBinomial": "counts",
+    "ZeroInflated": "counts",
+    "linear": "ppca",
+}
 
 
 def bibtex(spec: Any, *, preset: str | None = None) -> str:
@@ -68,7 +108,9 @@ def _classes(spec: Any) -> Iterable[str]:
     if isinstance(spec, Mapping):
         if isinstance(spec.get("class"), str):
             yield spec["class"].rpartition(":")[2]
-        for value in spec.values():
+        for name, value in spec.items():
+            if (name, value) == ("linear", True):
+                yield "linear"
             yield from _classes(value)
     elif isinstance(spec, list):
         for value in spec:

@@ -19,6 +19,7 @@ from trifold.data import Cells, Schema, open, samplers, splits
 from trifold.errors import FormatError, NotFittedError, SchemaError, SpecError, listing, suggest
 from trifold.geometry import Surface
 from trifold.inference import Inference, chunks, cut, moments, tensors
+from trifold.prediction import moved, require_effect, require_kind
 from trifold.provenance import card_of, fingerprint, plain, seen_in, was_seen
 from trifold.records import Batch, Progress, Report
 from trifold.shape import curvature_of, end_of, point_of, rectifier_of, walk
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-KINDS = ("mean", "sample", "residual")
 _SOME = 2_000  # cells over which the metric is averaged
 _START = 20_000  # cells from which the values that training begins with are taken
 
@@ -222,16 +222,16 @@ class Model:
 
         Raises:
             SchemaError: An unknown column or value, or no cell matches.
-            SpecError: An unknown kind.
+            SpecError: An unknown kind, or a column that the decoder does not see.
             NotFittedError: The model was never trained.
         """
         import pandas as pd
         from anndata import AnnData
         from scipy.sparse import csr_matrix, vstack
 
-        if kind not in KINDS:
-            raise SpecError(f"kind needs one of {', '.join(map(repr, KINDS))}; found {kind!r}.{suggest(kind, KINDS)}")
+        require_kind(kind)
         self._need_fit("predict")
+        require_effect(self.vae, self.schema, to)
         cells = self._cells(data, missing=missing)
         index = np.flatnonzero(splits.matching(cells.obs, where)) if where else np.arange(cells.n)
         if not len(index):
@@ -240,14 +240,8 @@ class Model:
         under = self.schema.under(obs, to)
         design, code = self.schema.covariates(under)
         sparse = kind != "mean" and self.schema.kind != "real"
-        parts = []
-        with self._inference(device) as there:
-            generator = torch.Generator(there).manual_seed(seed)
-            for at in cut(np.arange(len(index))):
-                batch = cells.batch(index[at])
-                target = batch.under(code=tensors(code, at), **tensors(design, at))
-                values = self._move(batch.to(there), target.to(there), kind, generator).cpu().numpy()
-                parts.append(csr_matrix(values) if sparse else values)
+        values = moved(self.vae, cells, index, design, code, kind=kind, seed=seed, device=launch(device).device)
+        parts = [csr_matrix(part) if sparse else part for part in values]
         return AnnData(
             X=vstack(parts, format="csr") if sparse else np.concatenate(parts),
             obs=obs.assign(**{f"target_{column}": value for column, value in to.items()}, seen=was_seen(under, self.card["seen"])),
@@ -387,15 +381,6 @@ class Model:
         return f"Model({self.preset or 'own'}, {len(self.schema.genes)} genes, {count:,} weights, {state})\n{self.objective}"
 
     # -- inside --------------------------------------------------------------------------------------------------------------------
-
-    def _move(self, batch: Batch, under: Batch, kind: str, generator: torch.Generator) -> Tensor:
-        z = locate(self.vae, batch)
-        target = self.vae.decode(z, under)
-        if kind == "mean":
-            return self.vae.likelihood.mean(target, under)
-        if kind == "sample":
-            return self.vae.likelihood.sample(target, under, generator=generator)
-        return self.vae.likelihood.transport(self.vae.decode(z, batch), target, batch, under, generator=generator)
 
     def _denoise(self, batch: Batch) -> Tensor:
         return self.vae.likelihood.mean(self.vae.decode(locate(self.vae, batch), batch), batch)
