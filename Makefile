@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 THREADS ?= 2
 
-.PHONY: demo test test-slow lint format bench-response clean
+.PHONY: demo test test-slow lint format bench-response bench-geometry bench-curvature clean
 
 demo: $(READY)
 	$(BIN)/trifold demo --out demo-run
@@ -28,6 +28,12 @@ format: $(READY)
 
 bench-response: $(READY)
 	$(BIN)/python benchmarks/response.py
+
+bench-geometry: $(READY)
+	$(BIN)/python benchmarks/geometry.py
+
+bench-curvature: $(READY)
+	$(BIN)/python benchmarks/curvature.py
 
 # torch first: a CPU build where pip finds one, else the registry's.
 $(READY): pyproject.toml constraints.txt
