@@ -62,7 +62,7 @@ def rectifier(metrics: Tensor) -> Tensor:
         metrics: [n, d, d].
     """
     share = 10 * metrics.shape[1] * torch.finfo(metrics.dtype).eps
-    return factor_of(metrics.double().mean(0, keepdim=True), None if metrics.dtype == torch.float64 else share)[0].to(metrics.dtype)
+    return factor_of(metrics.double().mean(0, keepdim=True), share)[0].to(metrics.dtype)
 
 
 def metric_of(slope: Tensor, pulled: Tensor) -> Tensor:
@@ -80,18 +80,18 @@ def frame_of(metric: Tensor, ridge: float | None) -> Tensor:
 def factor_of(metric: Tensor, ridge: float | None) -> Tensor:
     """[n, d, d] lower Cholesky factors of metrics with a share of their mean diagonal added.
 
-    Where no share is given and rounding leaves a metric without full rank not positive even so, its share is raised by hundreds until it
-    is; a given one is used as it is, without a look at the device. A collapsed surface gets a tiny constant, so that nothing is divided by
-    zero.
+    Where rounding leaves a metric without full rank not positive even so, its share is raised by hundreds until it is. A share far above
+    rounding, as in training, needs no such look, which on a device would cost a synchronisation. A collapsed surface gets a tiny constant,
+    so that nothing is divided by zero.
     """
     d = metric.shape[1]
     least = 10 * d * torch.finfo(metric.dtype).eps if ridge is None else ridge
-    share = metric.new_full((len(metric),), least)
+    share, safe = metric.new_full((len(metric),), least), min(1.0, 100 * d * torch.finfo(metric.dtype).eps)
     mean, unit = metric.diagonal(dim1=1, dim2=2).mean(1), torch.eye(d, dtype=metric.dtype, device=metric.device)
     while True:
         added = share * mean + torch.finfo(metric.dtype).tiny ** 0.25
         factor, failed = torch.linalg.cholesky_ex(metric + added[:, None, None] * unit)
-        if ridge is not None or least >= 1 or not bool(failed.any()):
+        if least >= safe or not bool(failed.any()):
             return factor
         least *= 100
         share = torch.where(failed > 0, 100 * share, share)
