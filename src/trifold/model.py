@@ -185,11 +185,14 @@ class Model:
 
         Returns:
             [n, d] float32, in the order of data's rows. Dimensionless, or a length in data space if rectified.
+
+        Raises:
+            FormatError: Rectified coordinates of a run that was written before there were any.
         """
         self._need_fit("latent")
         cells = self._cells(data, missing=missing, unknown=unknown)
         z = self._collect(cells, np.arange(cells.n), lambda b: locate(self.vae, b), device)
-        return z @ np.asarray(self.card["rectifier"], dtype=z.dtype) if rectified else z
+        return z @ self._rectifier().astype(z.dtype) if rectified else z
 
     def predict(
         self,
@@ -396,6 +399,11 @@ class Model:
         design, code = self.schema.covariates(known, unknown="zero")
         at = np.arange(1)
         return point_of(tensors(design, at), tensors(code, at))
+
+    def _rectifier(self) -> np.ndarray:
+        if "rectifier" not in self.card:
+            raise FormatError("Rectified coordinates are fixed by fit, and this run was written by a trifold without them. Train it again.")
+        return np.asarray(self.card["rectifier"], dtype=np.float64)
 
     def _collect(self, cells: Cells, index: np.ndarray, f: Callable[[Batch], Tensor], device: str) -> np.ndarray:
         with self._inference(device) as there:

@@ -49,6 +49,20 @@ def test_the_readme_predicts_cells_of_a_type_never_seen_under_the_target(quick, 
     assert np.array_equal(trifold.load(tmp_path / "run").latent(adata), adata.obsm["X_trvae"])
 
 
+def test_the_readme_embeds_a_tissue_never_seen_and_walks_between_two_others(quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bulk = study()
+    bulk.X = np.log1p(bulk.X.toarray()).astype("float32")
+    bulk.obs["tissue"] = bulk.obs["cell_type"].cat.rename_categories(["Lung", "Liver", "Heart"])
+    names: dict = {"tri": trifold, "bulk": bulk}
+    exec(blocks("README.md")[1], names)
+    assert bulk.obsm["X_gamma"].shape == (bulk.n_obs, 3)
+    assert (bulk.obs["bend"] >= 0).all()
+    assert names["model"].card["hold_out"] == {"tissue": "Lung"}
+    assert list(names["way"].var_names) == list(bulk.var_names)
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
 def test_the_model_composed_by_hand_on_one_page_trains_and_answers(quick):
     names: dict = {"adata": study()}
     exec(blocks("docs/one_page.md")[0], names)

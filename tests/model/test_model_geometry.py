@@ -11,7 +11,7 @@ from scipy.spatial.distance import pdist
 
 import trifold
 from trifold.core import VAE, Decoder, Gaussian, Posterior, StandardNormal
-from trifold.errors import NotFittedError, SchemaError, ShapeError, SpecError
+from trifold.errors import FormatError, NotFittedError, SchemaError, ShapeError, SpecError
 from trifold.nets import MLP
 from trifold.schedule import weight_now
 from trifold.terms import KL, NLL, Objective
@@ -98,6 +98,14 @@ def test_rectified_coordinates_are_of_the_training_cells_and_survive_saving(flat
     assert np.array_equal(again.latent(some, rectified=True), flat.latent(some, rectified=True))
     ratio = flat.latent(some, rectified=True) @ np.linalg.inv(np.array(flat.card["rectifier"]))
     np.testing.assert_allclose(ratio, flat.latent(some), atol=1e-4)
+
+
+def test_a_run_from_before_there_were_rectified_coordinates_says_so(flat, data, tmp_path):
+    old = trifold.load(flat.save(tmp_path / "run"))
+    del old.card["rectifier"]
+    assert old.latent(data).shape == (data.n_obs, 2)
+    with pytest.raises(FormatError, match="Train it again"):
+        old.latent(data, rectified=True)
 
 
 def test_a_path_goes_from_mean_to_mean_and_tells_what_changes(flat, data):
