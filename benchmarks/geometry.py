@@ -266,13 +266,11 @@ def verdict(means: pd.DataFrame, ours: tuple[str, str], other: str) -> str:
 
 def sweep(name: str, seeds: list[int]) -> None:
     """What the two weights cost and bring."""
-    left = LEFT[name][::3]
-    parts = []
-    for extrinsic, parameter in [(0, 0), (1, 0), (10, 0), (0, 3), (0, 30), (0.1, 0.3), (1, 3), (10, 30), (100, 300)]:
-        tag = f"extrinsic {extrinsic}, parameter {parameter}"
+    left, path = LEFT[name][::3], HERE / "results" / f"geometry_sweep_{name}.csv"
+    for extrinsic, parameter in [(0, 0), (0.1, 0.3), (1, 0), (0, 3), (1, 3), (10, 0), (0, 30), (10, 30), (100, 300)]:
         fit = partial(gamma, extrinsic=extrinsic, parameter=parameter)
-        parts += [run(name, tag, seed, fit, left) for seed in seeds]
-    rows = kept(HERE / "results" / f"geometry_sweep_{name}.csv", pd.concat(parts))
+        for seed in seeds:
+            rows = kept(path, run(name, f"extrinsic {extrinsic}, parameter {parameter}", seed, fit, left))
     print(table(rows).round(3).to_string())
 
 
