@@ -57,8 +57,10 @@ class Hessian(Term):
         """[] dimensionless."""
         z, surface, square = places(p, self.points)
 
+        single = p.vae.surface(p.batch.bare(torch.zeros(1, dtype=torch.int64)))
+
         def one(y: Tensor) -> Tensor:
-            return surface.features(y[None])[0] @ surface.weight.T
+            return single.features(y[None])[0] @ surface.weight.T
 
         slope = torch.func.vmap(torch.func.jacfwd(one))(z).transpose(1, 2)
         bend = torch.func.vmap(torch.func.jacfwd(torch.func.jacfwd(one)))(z).permute(0, 2, 3, 1)
