@@ -17,10 +17,13 @@ import trifold
 from trifold.core import (
     VAE,
     Bernoulli,
+    Blocks,
     ConditionalGaussian,
     Decoder,
     EffectDecoder,
+    Energy,
     Gaussian,
+    Mixture,
     NegativeBinomial,
     Poisson,
     Posterior,
@@ -32,7 +35,21 @@ from trifold.nets import MLP
 from trifold.records import Batch, Progress, Rows
 from trifold.schedule import Constant, Cosine, Ramp, weight_now
 from trifold.spec import Component, arguments, from_spec, to_spec
-from trifold.terms import KL, MMD, NLL, Curvature, Isometry, Objective, Shrinkage
+from trifold.terms import (
+    HSIC,
+    KL,
+    MMD,
+    NLL,
+    ConditionalMMD,
+    Curvature,
+    Isometry,
+    Objective,
+    Predictor,
+    Probe,
+    ScoreMatching,
+    Shrinkage,
+    TotalCorrelation,
+)
 from trifold.train import Plan
 
 GENES, LATENT, WIDTH, CONDITIONS = 12, 3, 5, 3
@@ -55,6 +72,19 @@ POSTERIORS: dict[str, Callable[[], Posterior]] = {
 PRIORS: dict[str, Callable[[], trifold.Prior]] = {
     "standard": lambda: StandardNormal(LATENT),
     **{f"conditional {w}": (lambda w=w: ConditionalGaussian(LATENT, CONDITIONS, role="condition", learned=w)) for w in LEARNED},
+    **{
+        f"conditional {w}, embedding, numbers": (
+            lambda w=w: ConditionalGaussian(LATENT, CONDITIONS, role="condition", learned=w, embedding=2, numbers=(1, 2))
+        )
+        for w in LEARNED
+    },
+    "mixture": lambda: Mixture(LATENT, 4),
+    "one gaussian": lambda: Mixture(LATENT, 1),
+    "energy": lambda: Energy(LATENT, CONDITIONS, role="condition", hidden=(4, WIDTH), activation="tanh"),
+    "blocks": lambda: Blocks(
+        {"invariant": ConditionalGaussian(2, 2, role="label"), "spurious": ConditionalGaussian(1, CONDITIONS, role="condition")}
+    ),
+    "blocks, energy": lambda: Blocks({"invariant": Energy(2, 2, role="label", hidden=(WIDTH,)), "spurious": Mixture(1, 2)}),
 }
 DECODERS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: Decoder(mlp(LATENT)),
@@ -76,15 +106,34 @@ LIKELIHOODS: dict[str, Callable[[int], trifold.Likelihood]] = {
     "gaussian gene": lambda h: Gaussian(h, GENES),
     "gaussian cell": lambda h: Gaussian(h, GENES, variance="cell"),
 }
+INDEPENDENCE: dict[str, Callable[[], trifold.Term]] = {
+    "total correlation": TotalCorrelation,
+    "total correlation, published": lambda: TotalCorrelation(one_sided=False, centred=False),
+    "hsic": HSIC,
+    "hsic within": lambda: HSIC(within="label", strata=2, one_sided=False, bandwidths=(0.5, 2.0)),
+    "conditional mmd": lambda: ConditionalMMD(role="condition", within="label"),
+    "conditional mmd, all cells": lambda: ConditionalMMD(role="condition", within=None, bandwidths=(1.0,)),
+    "probe": lambda: Probe(role="condition", width=2, categories=CONDITIONS, hidden=(4,)),
+    "probe within": lambda: Probe(role="condition", width=2, categories=CONDITIONS, within="label", strata=2, hidden=(), strength=0.5),
+}
 TERMS: dict[str, Callable[[], trifold.Term]] = {
     "nll": NLL,
     "kl": lambda: KL(free=0.1),
+    "kl by block": lambda: KL(free={"spurious": 0.1}),
+    "score matching of a block": lambda: ScoreMatching("invariant"),
     "mmd": lambda: MMD(groups=CONDITIONS),
     "mmd within": lambda: MMD(tap="z", groups=CONDITIONS, within="label", strata=2, reduction="sum", unbiased=False, bandwidths=(0.5, 2.0)),
     "shrinkage": lambda: Shrinkage(shared=0.2),
     "curvature": lambda: Curvature(extrinsic=0.5, parameter=2.0, points=9, directions=2, ridge=1e-2),
     "isometry": lambda: Isometry(points=9),
+    "score matching": ScoreMatching,
+    **INDEPENDENCE,
+    "predictor": lambda: Predictor(None, "label", width=LATENT, categories=2),
+    "predictor, irm": lambda: Predictor(
+        None, "label", width=LATENT, categories=2, hidden=(4,), environment="condition", environments=CONDITIONS, irm=1.0
+    ),
 }
+OF_BLOCKS = {"kl by block", "score matching of a block", *INDEPENDENCE}
 SCHEDULES = {"constant": lambda: Constant(2.0), "ramp": lambda: Ramp(1.0, begin=0.1, end=0.2, start=0.5), "cosine": lambda: Cosine(3.0)}
 
 
@@ -143,12 +192,21 @@ def without_gradient(vae: VAE) -> set[str]:
     return {name for name, p in vae.named_parameters() if not p.requires_grad}
 
 
+def by_category(vae: VAE, key: str) -> bool:
+    """Whether a parameter has a row for each category, the last for the unknown one."""
+    owner, _, name = key.rpartition(".")
+    part = vae.get_submodule(owner)
+    tables = {ConditionalGaussian: ("place",) if getattr(part, "embedding", 0) else ("mean", "log_var"), Energy: ("tilt",)}
+    return name in tables.get(type(part), ())
+
+
 @pytest.mark.parametrize("name", VAES)
 def test_every_parameter_gets_a_finite_gradient(name):
     vae = VAES[name]().train()
     batch = batch_of(kind=vae.likelihood.kind)
     p = run(vae, batch)
-    (NLL()(p).mean() + KL()(p).mean()).backward()
+    loss = NLL()(p).mean() + KL()(p).mean()
+    (loss if vae.prior.normalised else loss + ScoreMatching()(p).mean()).backward()
     for key, parameter in vae.named_parameters():
         if key in without_gradient(vae):
             assert "prior" in key
@@ -156,7 +214,7 @@ def test_every_parameter_gets_a_finite_gradient(name):
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
         moved = parameter.grad.abs().reshape(len(parameter), -1).sum(1) if parameter.dim() else parameter.grad.abs()
-        if key in ("prior.mean", "prior.log_var"):
+        if by_category(vae, key):
             assert (moved[-1] == 0).item(), "the unknown category's row is fixed"
             moved = moved[:-1]
         assert (moved > 0).float().mean() > 0.8, f"{key}: {int((moved == 0).sum())} of {len(moved)} rows get none"
@@ -234,6 +292,8 @@ def test_a_pass_and_its_terms_change_nothing(name):
     terms = {k: make().eval() for k, make in TERMS.items() if k != "shrinkage" or isinstance(vae.decoder, EffectDecoder)}
     if not p.taps:
         terms.pop("mmd")
+    if not vae.prior.slices:
+        terms = {k: term for k, term in terms.items() if k not in OF_BLOCKS}
     Objective(terms)(p).loss.backward()
     assert all(torch.equal(a, b) for a, b in zip(before, tensors(batch), strict=True))
     assert all(torch.equal(v, vae.state_dict()[k]) for k, v in state.items())
@@ -263,7 +323,7 @@ def test_sparse_rows_give_what_dense_rows_give(name):
 @pytest.mark.parametrize("name", TERMS)
 def test_a_term_is_one_number_per_cell_or_one_number_as_it_declares(name):
     term = TERMS[name]()
-    value = term(run(vae_of(), batch_of()))
+    value = term(run(vae_of(prior="blocks"), batch_of()))
     assert value.shape in {torch.Size([24]), torch.Size([])}
     if term.joint:
         assert value.shape == torch.Size([])
@@ -291,7 +351,7 @@ def test_geometry_looks_at_each_cell_alone_and_moves_nothing_but_decoder_and_las
 @pytest.mark.parametrize("name", [n for n, make in TERMS.items() if not make().joint and n != "shrinkage"])
 @torch.no_grad()
 def test_a_term_that_is_not_joint_is_a_sum_over_cells(name):
-    term, vae, batch = TERMS[name](), vae_of().eval(), batch_of(sparse=False)
+    term, vae, batch = TERMS[name](), vae_of(prior="blocks").eval(), batch_of(sparse=False)
     p = run(vae, batch)
     part = rows_of(batch, slice(9))
     q = type(p)(batch=part, qz=vae.encode(part), z=p.z[:9], h=p.h[:9], vae=vae, taps={}, progress=p.progress)

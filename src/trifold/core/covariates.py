@@ -23,3 +23,15 @@ def joined(batch: Batch, roles: Sequence[str]) -> Tensor | None:
     if missing:
         raise ShapeError(f"The model needs the role {missing[0]!r} in each batch; found {', '.join(batch.design) or 'none'}.")
     return batch.design[roles[0]] if len(roles) == 1 else torch.cat([batch.design[r] for r in roles], 1)
+
+
+def row_of(batch: Batch, role: str, categories: int) -> Tensor:
+    """[n] each cell's row of a table with one row per joint category of the role, and a last one for the unknown category.
+
+    Raises:
+        ShapeError: The batch lacks the role.
+    """
+    if role not in batch.code:
+        raise ShapeError(f"The model needs the role {role!r} in each batch; found {', '.join(batch.code) or 'none'}.")
+    code = batch.code[role]
+    return torch.where(code < 0, torch.full_like(code, categories), code)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from trifold.errors import SpecError
 from trifold.records import Pass
 from trifold.terms.base import Term
+from trifold.terms.blocks import columns, marginal
 
 
 class NLL(Term):
@@ -21,32 +26,53 @@ class NLL(Term):
 class KL(Term):
     """KL(q(z | x, c) || p(z | c)), nats per cell, summed over latent dimensions.
 
-    In closed form where torch knows it for the pair, else the one-sample estimate log q(z) - log p(z).
+    In closed form where torch knows it for the pair, else the one-sample estimate log q(z) - log p(z); for a prior of named blocks, block
+    by block. Of a prior that is known up to a constant the parameters are held: the value is off by that constant, and the gradient goes
+    to the encoder only.
 
     Args:
-        free: Nats per cell below which nothing is penalised (free bits), on the sum over dimensions.
+        free: Nats per cell below which nothing is penalised (free bits): a number, on the sum over dimensions, or name of a block -> nats.
 
     Raises:
         SpecError: Negative free bits.
     """
 
-    def __init__(self, *, free: float = 0.0):
+    def __init__(self, *, free: float | Mapping[str, float] = 0.0):
         super().__init__()
-        if free < 0:
-            raise SpecError(f"KL needs free >= 0 nats; found {free}.")
-        self.free = free
+        for nats in free.values() if isinstance(free, Mapping) else [free]:
+            if nats < 0:
+                raise SpecError(f"KL needs free >= 0 nats; found {nats}.")
+        self.free = dict(free) if isinstance(free, Mapping) else free
 
     def forward(self, p: Pass) -> Tensor:
-        """[n] nats."""
-        value = _divergence(p)
-        return value if self.free == 0 else value.clamp_min(self.free)
+        """[n] nats.
+
+        Raises:
+            SpecError: Free bits of a block that the prior does not have, or whose density is known up to a constant only.
+        """
+        priors = getattr(p.vae.prior, "blocks", {})
+        per_block = self.free if isinstance(self.free, dict) else {}
+        for name, nats in per_block.items():
+            columns(p, name)
+            if nats > 0 and not priors[name].normalised:
+                raise SpecError(f"Free bits need a normalised prior; that of block {name!r} is known up to a constant. Leave it out.")
+        if priors:
+            parts = {name: _divergence(marginal(p, name), prior, p.z[:, columns(p, name)], p) for name, prior in priors.items()}
+            value = torch.stack([_at_least(per_block.get(name, 0.0), part) for name, part in parts.items()]).sum(0)
+        else:
+            value = _divergence(p.qz, p.vae.prior, p.z, p)
+        return value if isinstance(self.free, dict) else _at_least(self.free, value)
 
 
-def _divergence(p: Pass) -> Tensor:
-    prior = p.vae.prior.distribution(p.batch)
-    if prior is not None:
+def _at_least(nats: float, value: Tensor) -> Tensor:
+    return value if nats == 0 else value.clamp_min(nats)
+
+
+def _divergence(qz: Distribution, prior: Any, z: Tensor, p: Pass) -> Tensor:
+    law = prior.distribution(p.batch)
+    if law is not None:
         try:
-            return kl_divergence(p.qz, prior)  # type: ignore[no-any-return]
+            return kl_divergence(qz, law)
         except NotImplementedError:
             pass  # torch has no closed form for this pair
-    return p.qz.log_prob(p.z) - p.vae.prior.log_prob(p.z, p.batch)  # type: ignore[no-any-return]
+    return qz.log_prob(z) - prior.held(z, p.batch)  # type: ignore[no-any-return]

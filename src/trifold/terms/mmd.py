@@ -14,6 +14,7 @@ from trifold.terms.base import Term
 
 PUBLISHED_BANDWIDTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6)
 _AROUND_MEDIAN = (0.25, 0.5, 1.0, 2.0, 4.0)
+_SOME = 256  # rows from which a median distance is taken
 
 
 def squared_distances(y: Tensor) -> Tensor:
@@ -115,6 +116,13 @@ def mmd2_groups(
     return value if reduction == "sum" else value / pair.sum().clamp_min(1)
 
 
+def around_median(y: Tensor) -> Tensor:
+    """[5] bandwidths around half the median squared distance of the rows of y [n, h], in squared units of y; no gradient."""
+    some = y.detach()[:_SOME]
+    median = torch.median(torch.pdist(some)).square() if len(some) > 1 else y.new_zeros(())
+    return 0.5 * torch.where(median > 0, median, torch.ones_like(median)) * y.new_tensor(_AROUND_MEDIAN)
+
+
 class MMD(Term):
     """Squared MMD between the conditions' activations in a decoder layer. Dimensionless.
 
@@ -197,7 +205,7 @@ class MMD(Term):
             return self.bandwidths
         median = self.get_buffer("median")
         if self.training:
-            some = y[:256]
+            some = y[:_SOME]
             now = torch.median(torch.pdist(some)).square() if len(some) > 1 else median
             mixed = torch.where(median > 0, 0.95 * median + 0.05 * now, now)
             self.median = torch.where(torch.isfinite(mixed), mixed, median)

@@ -1,16 +1,20 @@
-"""Gaussian priors: the standard normal, and one whose mean and variance depend on a role's category."""
+"""Gaussian priors: the standard normal, and one whose mean and variance depend on a role's category and numbers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
+from trifold.core.covariates import joined, row_of
 from trifold.core.prior.base import Prior
 from trifold.errors import SpecError, suggest
 from trifold.records import Batch
 
 LEARNED = ("mean", "variance", "both", "neither")
+_SMALL = 0.01  # standard deviation of what an embedding begins with
 
 
 class StandardNormal(Prior):
@@ -35,41 +39,80 @@ class StandardNormal(Prior):
 
 
 class ConditionalGaussian(Prior):
-    """N(m(c), diag v(c)) with one table row per joint category of a role; unknown categories get N(0, I).
+    r"""N(m(c), diag v(c)) with one table row per joint category of a role; unknown categories get N(0, I).
+
+    .. math:: m = M_c + x^\top A, \quad \log v = V_c + x^\top B
+
+    with c the category and x the role's numbers. With an embedding the tables are of low rank: :math:`M_c = (e_c, 1) M`, the same
+    :math:`e_c` for both.
 
     Args:
         latent: Number of latent dimensions d.
         categories: Number of joint categories of the role.
         role: Role of the schema.
         learned: What training moves: ``"mean"``, ``"variance"``, ``"both"`` or ``"neither"``. The rest stays at mean 0 and variance 1.
+        embedding: Width of a category's embedding, for roles of many categories (donors); 0: each has a row of its own.
+        numbers: Columns of the role's design that hold standardised numbers, on which m and log v depend linearly.
 
     Raises:
-        SpecError: An unknown choice of what is learned.
+        SpecError: An unknown choice of what is learned, or a negative width or column.
     """
 
-    def __init__(self, latent: int, categories: int, *, role: str, learned: str = "both"):
+    def __init__(
+        self,
+        latent: int,
+        categories: int,
+        *,
+        role: str,
+        learned: str = "both",
+        embedding: int = 0,
+        numbers: Sequence[int] = (),
+    ):
         super().__init__()
         if learned not in LEARNED:
             raise SpecError(f"learned needs one of {', '.join(map(repr, LEARNED))}; found {learned!r}.{suggest(learned, LEARNED)}")
+        if embedding < 0 or any(k < 0 for k in numbers):
+            raise SpecError(f"ConditionalGaussian needs embedding >= 0 and numbers >= 0; found {embedding} and {list(numbers)}.")
         self.latent = latent
         self.categories = categories
         self.role = role
         self.learned = learned
+        self.embedding = embedding
+        self.numbers = tuple(numbers)
+        of_mean, of_variance = learned in ("mean", "both"), learned in ("variance", "both")
         rows = categories + 1  # the last row is the unknown category, which code -1 selects
-        self.mean = nn.Parameter(torch.zeros(rows, latent), requires_grad=learned in ("mean", "both"))
-        self.log_var = nn.Parameter(torch.zeros(rows, latent), requires_grad=learned in ("variance", "both"))
+        self.place = nn.Parameter(torch.randn(rows, embedding), requires_grad=learned != "neither") if embedding else None
+        self.mean = nn.Parameter(self._begin(rows, of_mean), requires_grad=of_mean)
+        self.log_var = nn.Parameter(self._begin(rows, of_variance), requires_grad=of_variance)
+        width = len(self.numbers)
+        self.mean_slope = nn.Parameter(torch.zeros(width, latent), requires_grad=of_mean) if width else None
+        self.log_var_slope = nn.Parameter(torch.zeros(width, latent), requires_grad=of_variance) if width else None
         self.register_buffer("known", torch.cat([torch.ones(categories, 1), torch.zeros(1, 1)]), persistent=False)
 
     def distribution(self, batch: Batch) -> Independent:
         """Batch [n], event [d]."""
-        code = batch.code[self.role]
-        row = torch.where(code < 0, torch.full_like(code, self.categories), code)
-        known = self.get_buffer("known")
-        return _gaussian((self.mean * known)[row], torch.exp(0.5 * (self.log_var * known)[row].clamp(-12, 12)))
+        row = row_of(batch, self.role, self.categories)
+        known = self.get_buffer("known")[row]
+        mean = self._value(self.mean, self.mean_slope, row, batch)
+        log_var = self._value(self.log_var, self.log_var_slope, row, batch)
+        return _gaussian(mean * known, torch.exp(0.5 * (log_var * known).clamp(-12, 12)))
 
     def log_prob(self, z: Tensor, batch: Batch) -> Tensor:
         """[n] log N(z; m(c), diag v(c)), nats."""
         return self.distribution(batch).log_prob(z)
+
+    def _begin(self, rows: int, learned: bool) -> Tensor:
+        if not self.embedding:
+            return torch.zeros(rows, self.latent)
+        # not zero where it is learned, or the embeddings would get no gradient
+        return (_SMALL if learned else 0.0) * torch.randn(self.embedding + 1, self.latent)
+
+    def _value(self, table: Tensor, slope: Tensor | None, row: Tensor, batch: Batch) -> Tensor:
+        value = table[row] if self.place is None else nn.functional.pad(self.place[row], (0, 1), value=1.0) @ table
+        if slope is None:
+            return value
+        design = joined(batch, (self.role,))
+        return value + design[:, list(self.numbers)] @ slope  # type: ignore[index]
 
 
 def _gaussian(mean: Tensor, scale: Tensor) -> Independent:
