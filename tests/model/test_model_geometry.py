@@ -11,7 +11,7 @@ from scipy.spatial.distance import pdist
 
 import trifold
 from trifold.core import VAE, Decoder, Gaussian, Posterior, StandardNormal
-from trifold.errors import FormatError, NotFittedError, SchemaError, ShapeError, SpecError
+from trifold.errors import FormatError, NotFittedError, SchemaError, ShapeError, SpecError, TrifoldWarning
 from trifold.nets import MLP
 from trifold.schedule import weight_now
 from trifold.terms import KL, NLL, Objective
@@ -152,6 +152,12 @@ def test_a_target_that_the_decoder_does_not_see_is_refused(study):
     model = trifold.gamma_vae(schema, latent=2, hidden=(8,)).fit(study.adata, epochs=1, **QUICK)
     with pytest.raises(SpecError, match="does not see 'condition'"):
         model.predict(study.adata, {"condition": "stimulated"})
+
+
+def test_expression_on_a_linear_scale_is_warned_of_with_what_to_do(data):
+    wide = ad.AnnData((1000 * (data.X - data.X.min())).astype(np.float32))
+    with pytest.warns(TrifoldWarning, match=r"scanpy\.pp\.log1p"):
+        trifold.gamma_vae(trifold.Schema.of(wide), latent=2, hidden=(8,)).fit(wide, epochs=1, lr=1e-6, **QUICK)
 
 
 def test_an_untrained_model_has_no_shape(data):

@@ -40,7 +40,7 @@ def write_latent(
             z, obs=source.obs.copy(), var=pd.DataFrame(index=names), uns={"trifold": {"run": str(run), "rectified": rectified}}
         )
         write(out, answer.write_h5ad)
-    unit = "; distances are, on average, lengths in data space" if rectified else ""
+    unit = "; distances are lengths in data space, as nearly as can be" if rectified else ""
     show.say(f"{out}: {z.shape[0]:,} cells × {z.shape[1]} latent dimensions{unit}")
 
 

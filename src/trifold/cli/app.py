@@ -124,7 +124,7 @@ def latent(
     data: Data,
     out: Out,
     rectified: Annotated[
-        bool, typer.Option("--rectified", help="In coordinates in which distances are, on average, lengths in data space.")
+        bool, typer.Option("--rectified", help="In coordinates in which distances are lengths in data space, as nearly as can be.")
     ] = False,
     device: Device = "auto",
     missing: Missing = "error",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import cast
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from trifold.core.vae import VAE
+from trifold.errors import TrifoldWarning
 from trifold.nets import RowsLinear
 from trifold.records import Batch
 
+_WIDE = 20.0  # a standard deviation within genes that no logarithm of expression has
 _CELLS = 4_000  # from which principal components are taken
 
 
@@ -24,6 +27,14 @@ def start(vae: VAE, mean: Tensor, var: Tensor, batches: Callable[[], Iterable[Ba
         mean, var: [g] moments of x.
         batches: () -> training cells, or enough of them.
     """
+    spread = float(var.mean().sqrt())
+    if vae.likelihood.kind == "real" and spread > _WIDE:
+        warnings.warn(
+            f"x has a standard deviation of {spread:.3g} within genes, on average; training is made for values of order 1, such as "
+            "logarithms, and may fail. Take logarithms (scanpy.pp.log1p) of expression on a linear scale, or divide x by that number.",
+            TrifoldWarning,
+            stacklevel=3,
+        )
     vae.likelihood.start(mean, var)
     vae.posterior.start(batches())
     if getattr(vae.decoder, "skip", False) and vae.posterior.linear:

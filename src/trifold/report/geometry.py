@@ -42,7 +42,7 @@ def plot_geometry(
         a, b: Ends of the path: values of ``column``, or selections as ``Model.path`` takes them.
         genes: Which genes; None: the ``top`` that change most along the shortest path.
         top: How many, if genes are not named.
-        rectified: In coordinates in which distances are, on average, lengths in data space.
+        rectified: In coordinates in which distances are lengths in data space, as nearly as can be.
         under: column -> value of the covariates that the decoder sees.
         title: Above all.
 

@@ -46,7 +46,7 @@ def plot_paths(
         column: Column of obs whose classes are named; needed where pairs are values.
         color: ``"extrinsic"``, ``"parameter"`` or a column of obs; None: ``column``.
         ellipses: Draw what circles of data space are in the plane.
-        rectified: In coordinates in which distances are, on average, lengths in data space.
+        rectified: In coordinates in which distances are lengths in data space, as nearly as can be.
         under: column -> value of the covariates that the decoder sees.
         title: Above the plane.
 

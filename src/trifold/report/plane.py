@@ -70,7 +70,7 @@ def plane_of(model: Model, data: Any, *, rectified: bool = True, most: int = _MO
     Args:
         model: A trained model.
         data: Cells; of more than ``most``, an even choice.
-        rectified: In coordinates in which distances are, on average, lengths in data space.
+        rectified: In coordinates in which distances are lengths in data space, as nearly as can be.
         most: Cells at most.
 
     Raises:
@@ -136,7 +136,7 @@ def plot_plane(
             Curvatures are times R², the mean squared distance of the decoded cells to their centroid.
         labels: Column of obs whose classes are named at their centres; None: ``color``, if that is a column of classes.
         ellipses: Draw what circles of one radius in data space are in the plane: all equal and round where the grid is even.
-        rectified: In coordinates in which distances are, on average, lengths in data space.
+        rectified: In coordinates in which distances are lengths in data space, as nearly as can be.
         under: column -> value of the covariates that the decoder sees, for ellipses and R²; columns that are not named count as unknown.
         limits: Least and greatest value of the colour scale; None: from the cells.
         title: Above the plane.
