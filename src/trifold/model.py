@@ -16,7 +16,7 @@ from trifold import store
 from trifold.cite import bibtex
 from trifold.core import VAE, locate, start
 from trifold.data import Cells, Schema, open, samplers, splits
-from trifold.errors import FormatError, NotFittedError, SchemaError, SpecError, listing, suggest
+from trifold.errors import FormatError, NotFittedError, SpecError, listing, suggest
 from trifold.geometry import Surface
 from trifold.inference import Inference, chunks, cut, moments, tensors
 from trifold.prediction import moved, require_effect, require_kind
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-_SOME = 2_000  # cells over which the metric is averaged
+_SOME = 2_000  # cells from which rectified coordinates are fitted
 _START = 20_000  # cells from which the values that training begins with are taken
 
 
@@ -236,9 +236,7 @@ class Model:
         self._need_fit("predict")
         require_effect(self.vae, self.schema, to)
         cells = self._cells(data, missing=missing)
-        index = np.flatnonzero(splits.matching(cells.obs, where)) if where else np.arange(cells.n)
-        if not len(index):
-            raise SchemaError(f"where={dict(where or {})!r} matches no cell: each value occurs, but never together.")
+        index = np.flatnonzero(splits.some(cells.obs, where, named="where=")) if where else np.arange(cells.n)
         obs = cells.obs.iloc[index]
         under = self.schema.under(obs, to)
         design, code = self.schema.covariates(under)

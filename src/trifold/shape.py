@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trifold.core import VAE, locate
 from trifold.data import splits
-from trifold.errors import SchemaError, ShapeError, SpecError, suggest
+from trifold.errors import ShapeError, SpecError, suggest
 from trifold.geometry import Surface, geodesic, rectifier, straight
 from trifold.geometry import curvature as curvature_at
 from trifold.records import Batch, Rows
@@ -48,12 +48,9 @@ def rectifier_of(vae: VAE, batches: Iterable[Batch]) -> list[list[float]]:
         z = locate(vae, batch)
         latents.append(z.double())
         features.append(vae.decode(z, batch).double())
-    weight, _ = vae.likelihood.linear()
     z, h = torch.cat(latents), torch.cat(features)
     slope = torch.linalg.lstsq(z - z.mean(0), h - h.mean(0), driver="gelsd").solution  # [d, h]
-    tangent = slope @ weight.double().T
-    if vae.likelihood.kind == "counts":
-        tangent = tangent - tangent.mean(1, keepdim=True)
+    tangent = vae.surface(batch).push(slope)
     return rectifier((tangent @ tangent.T)[None]).tolist()  # type: ignore[no-any-return]
 
 
@@ -128,9 +125,7 @@ def end_of(given: Any, latent: np.ndarray | None, obs: pd.DataFrame | None, d: i
     if isinstance(given, Mapping):
         if latent is None or obs is None:
             raise SpecError(f"{name}={dict(given)!r} selects cells, but there are none to select from. Pass data=adata, or a point [{d}].")
-        chosen = splits.matching(obs, given)
-        if not chosen.any():
-            raise SchemaError(f"{name}={dict(given)!r} matches no cell: each value occurs, but never together.")
+        chosen = splits.some(obs, given, named=f"{name}=")
         return torch.from_numpy(latent[chosen].mean(0, keepdims=True))
     point = torch.as_tensor(np.asarray(given), dtype=torch.float32).reshape(1, -1)
     if point.shape[1] != d:

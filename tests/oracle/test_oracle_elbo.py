@@ -202,7 +202,7 @@ def test_the_transform_lognorm_is_the_fields_custom_for_sparse_and_dense_rows():
     expected = torch.log1p(x / x.sum(1, keepdim=True) * 1e4)
     for rows in (Rows.of_dense(x), csr_rows(x)):
         batch = Batch(rows, x.sum(1, keepdim=True))
-        torch.testing.assert_close(posterior._input(batch).to_dense(), expected)
+        torch.testing.assert_close(posterior.seen(batch).to_dense(), expected)
 
 
 def test_a_draw_has_the_posteriors_mean_and_scale_within_four_standard_errors():

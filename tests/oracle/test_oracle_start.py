@@ -203,6 +203,6 @@ def test_a_blind_encoder_starts_from_the_genes_that_it_sees():
     rest = x.clone()
     rest[:, 5] = 0
     _, _, values, noise = principal(rest)
-    path = vae.posterior.straight(vae.posterior._input(batch_of(x)).to_dense()).double()
+    path = vae.posterior.straight(vae.posterior.seen(batch_of(x)).to_dense()).double()
     torch.testing.assert_close(path.mean(0), torch.zeros(LATENT).double(), rtol=0, atol=1e-4)
     torch.testing.assert_close(path.square().mean(0), (values - noise) / values, rtol=1e-3, atol=0)

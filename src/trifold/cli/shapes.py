@@ -92,7 +92,6 @@ def write_path(
     source = _aligned(model, data, missing)
     a, b = (selection(chosen, source.obs) for chosen in ends)
     answer: Any = model.path(a, b, data=source, kind=kind, steps=steps, under=target(asked, model.schema, option="--under") or None)
-    answer.uns["trifold"].setdefault("x", model.schema.kind)
     write(out, answer.write_h5ad)
     from trifold.report.genes import most_changed, plot_genes
     from trifold.report.paths import called

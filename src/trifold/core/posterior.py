@@ -68,7 +68,7 @@ class Posterior(Component, nn.Module):
 
     def forward(self, batch: Batch) -> Independent:
         """The distribution of each cell's latent: batch [n], event [d]."""
-        rows = self._input(batch)
+        rows = self.seen(batch)
         mean, raw = self.head(self.network(rows, joined(batch, self.roles))).float().chunk(2, 1)
         if self.straight is not None:
             mean = mean + self.straight(rows).float()
@@ -96,7 +96,8 @@ class Posterior(Component, nn.Module):
         rows = batch.rows if self.transform == "log1p" else batch.rows.scale(_TARGET / batch.size.clamp_min(1))
         return rows.map(torch.log1p)
 
-    def _input(self, batch: Batch) -> Rows:
+    def seen(self, batch: Batch) -> Rows:
+        """The rows as the network takes them, without the genes that it does not see."""
         rows = self.transformed(batch)
         return rows if self.blind == 0 else rows.weigh(self.get_buffer("visible"))
 

@@ -42,11 +42,11 @@ class VAE(Component, nn.Module):
         for name, (part, kind) in kinds.items():
             if not isinstance(part, kind):
                 raise SpecError(f"VAE needs a {kind.__name__} as its {name}; found {type(part).__name__}.")
+        if refine < 0:
+            raise SpecError(f"VAE needs refine >= 0 steps; found {refine}.")
         self.posterior = posterior
         self.prior = prior
         self.decoder = decoder
-        if refine < 0:
-            raise SpecError(f"VAE needs refine >= 0 steps; found {refine}.")
         self.likelihood = likelihood
         self.refine = refine
 

@@ -90,6 +90,23 @@ def matching(obs: pd.DataFrame, where: Mapping[str, Any]) -> Array:
     return mask
 
 
+def some(obs: pd.DataFrame, where: Mapping[str, Any], *, named: str = "") -> Array:
+    """[n] bool as :func:`matching`, of one cell at least.
+
+    Args:
+        obs: [n, columns].
+        where: column -> value, or list of values of which a cell must have one.
+        named: What the selection is called in the message: ``"where="``.
+
+    Raises:
+        SchemaError: No such column or value, or no cell that matches all entries.
+    """
+    mask = matching(obs, where)
+    if not mask.any():
+        raise SchemaError(f"{named}{dict(where)!r} matches no cell: each value occurs, but never together.")
+    return mask
+
+
 def _one_of(series: pd.Series, options: list[Any], name: str) -> Array:
     if is_number(series):
         code, known = pd.factorize(series)

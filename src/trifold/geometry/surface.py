@@ -62,7 +62,7 @@ class Surface:
 
     def push(self, tangent: Tensor) -> Tensor:
         """[..., g] of tangents in feature space, [..., h]."""
-        x = tangent if self.weight is None else tangent @ self.weight.T
+        x = tangent if self.weight is None else tangent @ self.weight.T.to(tangent)
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     @property

@@ -74,8 +74,9 @@ def gamma_vae(
     Source: Kim, Perrin-Gilbert, Narmanli, Klein, Myers, Cohen, Waterfall, Sethna. arXiv 2403.01078 (2024).
     """
     given = {"latent": latent, "hidden": hidden, "extrinsic": extrinsic, "parameter": parameter, "isometry": isometry, "refine": refine}
-    real = schema.kind == "real" and likelihood in (None, "gaussian")
-    defaults = {"isometry": 0.0, "refine": 10 if real and not published else 0} | (PUBLISHED if published else PLAIN)
+    defaults = {"isometry": 0.0, "refine": 10 if _gaussian(schema, likelihood) and not published else 0} | (
+        PUBLISHED if published else PLAIN
+    )
     chosen = defaults | {name: value for name, value in given.items() if value is not None} | {"kl": kl}
     _check(chosen)
     with torch.random.fork_rng(devices=[]):
@@ -96,12 +97,17 @@ def _vae(schema: Schema, likelihood: str | None, published: bool, chosen: Mappin
     decoder = Decoder(network, roles=roles, skip=not published)
     transform = "lognorm" if schema.kind == "counts" else "none"
     noise: Likelihood
-    if schema.kind == "real" and likelihood in (None, "gaussian"):
+    if _gaussian(schema, likelihood):
         noise = Gaussian(decoder.width, genes, variance="fixed" if published else "shared")
     else:
         noise = likelihood_for(schema, decoder.width, name=likelihood)
     posterior = Posterior(encoder, latent, transform=transform, linear=not published)
     return VAE(posterior, StandardNormal(latent), decoder, noise, refine=chosen["refine"])
+
+
+def _gaussian(schema: Schema, likelihood: str | None) -> bool:
+    """Whether the noise is Gaussian on real values."""
+    return schema.kind == "real" and likelihood in (None, "gaussian")
 
 
 def _objective(genes: int, published: bool, chosen: Mapping[str, Any]) -> Objective:

@@ -10,7 +10,7 @@ import numpy as np
 from trifold.report.genes import draw_genes, genes_of, unit_of
 from trifold.report.labels import settle
 from trifold.report.paths import called, draw_path, lengths, middle, selection_of, way
-from trifold.report.plane import CURVATURES, Plane, column_of, draw_ellipses, draw_names, draw_plane, plane_of, squared_radius
+from trifold.report.plane import CURVATURES, Plane, bends, column_of, draw_ellipses, draw_names, draw_plane, plane_of
 from trifold.report.style import PLAIN, SMALL, decades, plain
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ def plot_geometry(
     column_of(plane, column)
     start, end = selection_of(a, column), selection_of(b, column)
     path = model.path(middle(plane, start), middle(plane, end), kind="geodesic", steps=100, under=under)
-    path.uns["trifold"].setdefault("x", model.schema.kind)
     chosen = genes_of(path, genes, top)
     down = -(-len(chosen) // 6)
     figure = Figure(figsize=(14.5, 5.9 + 1.75 * down), layout="constrained")
@@ -97,7 +96,7 @@ def draw_groups(
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    values = model.curvature(plane.source)[which].to_numpy() * squared_radius(model, plane.latent, under)
+    values = bends(model, plane, which, under)
     series = column_of(plane, column)
     text = series.astype(object).map(str).to_numpy()
     names = sorted(set(text[series.notna().to_numpy()]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trifold.data import splits
-from trifold.errors import SchemaError, SpecError
+from trifold.errors import SpecError
 from trifold.report.labels import settle
 from trifold.report.plane import Plane, draw_ellipses, draw_names, draw_plane, plane_of
 from trifold.report.style import SMALL
@@ -155,7 +155,4 @@ def middle(plane: Plane, selection: Mapping[str, Any]) -> np.ndarray:
     Raises:
         SchemaError: An unknown column or value, or no cell matches.
     """
-    chosen = splits.matching(plane.source.obs, selection)
-    if not chosen.any():
-        raise SchemaError(f"{dict(selection)!r} matches no cell: each value occurs, but never together.")
-    return plane.latent[chosen].mean(0)  # type: ignore[no-any-return]
+    return plane.latent[splits.some(plane.source.obs, selection)].mean(0)  # type: ignore[no-any-return]

@@ -115,6 +115,11 @@ def squared_radius(model: Model, latent: np.ndarray, under: Mapping[str, Any] | 
     return float(square / len(latent) - (total / len(latent)).square().sum())  # type: ignore[attr-defined]
 
 
+def bends(model: Model, plane: Plane, which: str, under: Mapping[str, Any] | None = None) -> np.ndarray:
+    """[n] curvature × R² at each cell of a plane, dimensionless; ``which`` is ``"extrinsic"`` or ``"parameter"``."""
+    return model.curvature(plane.source)[which].to_numpy(dtype=np.float64) * squared_radius(model, plane.latent, under)  # type: ignore[no-any-return]
+
+
 def plot_plane(
     model: Model,
     data: Any,
@@ -175,7 +180,7 @@ def draw_plane(
 ) -> None:
     """The cells of a plane, coloured as in :func:`plot_plane`; the plane's two axes have one scale."""
     if color in CURVATURES:
-        values = model.curvature(plane.source)[color].to_numpy(dtype=np.float64) * squared_radius(model, plane.latent, under)
+        values = bends(model, plane, color, under)
         name = CURVATURES[color] + (f"  (sphere: {plane.d})" if color == "extrinsic" else "  (even grid: 0)")
         _numbers(ax, plane, values, name, limits, log=True)
     else:

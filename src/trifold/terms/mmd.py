@@ -118,9 +118,14 @@ def mmd2_groups(
 
 def around_median(y: Tensor) -> Tensor:
     """[5] bandwidths around half the median squared distance of the rows of y [n, h], in squared units of y; no gradient."""
-    some = y.detach()[:_SOME]
-    median = torch.median(torch.pdist(some)).square() if len(some) > 1 else y.new_zeros(())
+    median = _median_squared(y.detach(), y.new_zeros(()))
     return 0.5 * torch.where(median > 0, median, torch.ones_like(median)) * y.new_tensor(_AROUND_MEDIAN)
+
+
+def _median_squared(y: Tensor, otherwise: Tensor) -> Tensor:
+    """[] median squared distance between some rows of y, or ``otherwise`` where there is one row only."""
+    some = y[:_SOME]
+    return torch.median(torch.pdist(some)).square() if len(some) > 1 else otherwise
 
 
 class MMD(Term):
@@ -205,8 +210,7 @@ class MMD(Term):
             return self.bandwidths
         median = self.get_buffer("median")
         if self.training:
-            some = y[:_SOME]
-            now = torch.median(torch.pdist(some)).square() if len(some) > 1 else median
+            now = _median_squared(y, median)
             mixed = torch.where(median > 0, 0.95 * median + 0.05 * now, now)
             self.median = torch.where(torch.isfinite(mixed), mixed, median)
             median = self.median
