@@ -17,6 +17,7 @@ import trifold
 from trifold.core import (
     VAE,
     Bernoulli,
+    BlockPosterior,
     Blocks,
     ConditionalGaussian,
     Decoder,
@@ -61,12 +62,16 @@ def mlp(inputs: int, **options) -> MLP:
     return MLP(inputs, (WIDTH,), activation="tanh", **options)
 
 
-POSTERIORS: dict[str, Callable[[], Posterior]] = {
+POSTERIORS: dict[str, Callable[[], Posterior | BlockPosterior]] = {
     "plain": lambda: Posterior(mlp(GENES), LATENT),
     "covariates": lambda: Posterior(mlp(GENES, covariates=CONDITIONS), LATENT, roles=ROLES),
     "lognorm": lambda: Posterior(mlp(GENES), LATENT, transform="lognorm"),
     "log1p, batch norm": lambda: Posterior(mlp(GENES, norm="batch"), LATENT, transform="log1p"),
     "linear": lambda: Posterior(mlp(GENES, covariates=CONDITIONS), LATENT, roles=ROLES, transform="lognorm", linear=True),
+    "covariates hidden": lambda: Posterior(mlp(GENES, covariates=CONDITIONS), LATENT, roles=ROLES, hidden_share=0.5),
+    "blocks": lambda: BlockPosterior(
+        {"invariant": Posterior(mlp(GENES), 2), "spurious": Posterior(mlp(GENES, covariates=CONDITIONS), 1, roles=ROLES)}
+    ),
     "deep": lambda: Posterior(MLP(GENES, (6, WIDTH), norm="none", activation="leaky_relu", slope=0.3, dropout=0.2), LATENT),
 }
 PRIORS: dict[str, Callable[[], trifold.Prior]] = {
@@ -78,6 +83,7 @@ PRIORS: dict[str, Callable[[], trifold.Prior]] = {
         )
         for w in LEARNED
     },
+    "conditional, unknown anywhere": lambda: ConditionalGaussian(LATENT, CONDITIONS, role="condition", unknown="mixture", spread=1.0),
     "mixture": lambda: Mixture(LATENT, 4),
     "one gaussian": lambda: Mixture(LATENT, 1),
     "energy": lambda: Energy(LATENT, CONDITIONS, role="condition", hidden=(4, WIDTH), activation="tanh"),
@@ -120,6 +126,7 @@ TERMS: dict[str, Callable[[], trifold.Term]] = {
     "nll": NLL,
     "kl": lambda: KL(free=0.1),
     "kl by block": lambda: KL(free={"spurious": 0.1}),
+    "kl of a block": lambda: KL("spurious", free=0.1),
     "score matching of a block": lambda: ScoreMatching("invariant"),
     "mmd": lambda: MMD(groups=CONDITIONS),
     "mmd within": lambda: MMD(tap="z", groups=CONDITIONS, within="label", strata=2, reduction="sum", unbiased=False, bandwidths=(0.5, 2.0)),
@@ -133,7 +140,7 @@ TERMS: dict[str, Callable[[], trifold.Term]] = {
         None, "label", width=LATENT, categories=2, hidden=(4,), environment="condition", environments=CONDITIONS, irm=1.0
     ),
 }
-OF_BLOCKS = {"kl by block", "score matching of a block", *INDEPENDENCE}
+OF_BLOCKS = {"kl by block", "kl of a block", "score matching of a block", *INDEPENDENCE}
 SCHEDULES = {"constant": lambda: Constant(2.0), "ramp": lambda: Ramp(1.0, begin=0.1, end=0.2, start=0.5), "cosine": lambda: Cosine(3.0)}
 
 
@@ -185,6 +192,12 @@ def tensors(batch: Batch) -> list[torch.Tensor]:
     rows = batch.rows
     parts = rows.csr() if rows.sparse else (rows.to_dense(),)
     return [*parts, batch.size, *batch.design.values(), *batch.code.values()]
+
+
+def first_gradients(vae: VAE) -> torch.Tensor:
+    """Of the first layers of the encoders."""
+    parts = getattr(vae.posterior, "blocks", {"": vae.posterior}).values()
+    return torch.cat([part.network.first.weight.grad.clone() for part in parts], 1)
 
 
 def without_gradient(vae: VAE) -> set[str]:
@@ -315,7 +328,7 @@ def test_sparse_rows_give_what_dense_rows_give(name):
         p = run(vae, batch)
         value = vae.likelihood.log_prob(p.h, batch)
         value.sum().backward()
-        found.append((p.qz.mean.detach(), value.detach(), vae.posterior.network.first.weight.grad.clone()))
+        found.append((p.qz.mean.detach(), value.detach(), first_gradients(vae)))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 

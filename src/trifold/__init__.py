@@ -18,6 +18,7 @@ _HOME = {
     "Model": "trifold.model",
     "load": "trifold.model",
     "gamma_vae": "trifold.presets",
+    "invae": "trifold.presets",
     "trvae": "trifold.presets",
     "VAE": "trifold.core",
     "Prior": "trifold.core",
@@ -56,6 +57,7 @@ __all__ = [
     "evaluate",
     "gamma_vae",
     "geometry",
+    "invae",
     "load",
     "open",
     "report",
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from trifold.errors import TrifoldError, TrifoldWarning
     from trifold.model import Model, load
     from trifold.presets.gamma_vae import gamma_vae
+    from trifold.presets.invae import invae
     from trifold.presets.trvae import trvae
     from trifold.schedule import Ramp
     from trifold.terms import KL, MMD, NLL, Curvature, Isometry, Objective, Term

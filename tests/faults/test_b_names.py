@@ -121,7 +121,8 @@ def test_item_30_names_of_another_kind_are_recognised(trained, given, hint):
         Cells(pd.DataFrame(x, columns=[given.format(j + 1) for j in range(GENES)]), schema)
 
 
-def test_item_31_an_unseen_category_is_refused_or_zero_as_each_role_asks():
+@pytest.mark.parametrize("policy", ["zero", "marginalise"])
+def test_item_31_an_unseen_category_is_refused_or_zero_as_each_role_asks(policy):
     schema = Schema.of(study(), "counts", condition="condition", spurious="donor")
     a = with_column(["stimulate"] * 3 + ["control"] * (CELLS - 3))
     with pytest.raises(
@@ -129,8 +130,9 @@ def test_item_31_an_unseen_category_is_refused_or_zero_as_each_role_asks():
     ):
         Cells(a, schema)
     with pytest.raises(SchemaError, match="stimulate"):
-        Cells(a, schema, unknown={"spurious": "zero"})
-    cells = Cells(a, schema, unknown={"condition": "zero"})
+        Cells(a, schema, unknown={"spurious": policy})
+    cells = Cells(a, schema, unknown={"condition": policy})
+    assert cells.unknown == {"condition": policy, "spurious": "error"}
     assert cells.code["condition"].tolist() == [-1] * 3 + [0] * (CELLS - 3)
     assert cells.design["condition"][:4].tolist() == [[0, 0]] * 3 + [[1, 0]]
     assert not schema.seen(a.obs)["condition"][:3].any()
@@ -154,8 +156,14 @@ def test_item_33_a_missing_category_is_refused_by_column_and_number(missing, cat
     values = pd.Series(obs()["condition"].astype(object))
     values.iloc[[5, 8]] = missing
     a = with_column(pd.Categorical(values.where(values.notna(), np.nan)) if categorical else values.to_numpy())
-    with pytest.raises(SchemaError, match=r"obs\['condition'\] \(condition\) .* 2 of 60 are missing \(NaN\) \(rows 5, 8\)"):
+    with pytest.raises(SchemaError, match=r"obs\['condition'\] \(condition\) .* 2 of 60 are missing \(NaN\) \(rows 5, 8\)") as caught:
         Schema.of(a, "counts", condition="condition")
+    assert "unlabelled" not in str(caught.value)
+    for role in ("invariant", "label"):
+        refused(a, "2 of 60", ".fillna('unknown'), and pass unlabelled='unknown'", **{role: "condition"})
+    filled = with_column(a.obs["condition"].astype(object).fillna("unknown"))
+    code = Cells(filled, Schema.of(filled, "counts", label="condition", unlabelled="unknown")).code["label"]
+    assert np.flatnonzero(code < 0).tolist() == [5, 8]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

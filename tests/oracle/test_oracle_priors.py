@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from trifold.core import VAE, Blocks, ConditionalGaussian, Decoder, Energy, Gaussian, Mixture, Posterior, StandardNormal
+from trifold.core import VAE, BlockPosterior, Blocks, ConditionalGaussian, Decoder, Energy, Gaussian, Mixture, Posterior, StandardNormal
 from trifold.core.posterior import draw
 from trifold.errors import ShapeError, SpecError
 from trifold.nets import MLP
@@ -276,3 +276,119 @@ def test_variances_by_segment_identify_linear_sources_as_fastica_does_and_a_stan
     score = {name: mcc(z, source.numpy()) for name, z in found.items()}
     assert score["conditional"] > mcc(ica, source.numpy()) - 0.01, score
     assert score["conditional"] > max(score["standard"], score["shuffled"]) + 0.08, score
+
+
+# -- cells of unknown category, and moving between categories ---------------------------------------------------------------------
+
+
+def open_prior(latent: int = 2, **options) -> ConditionalGaussian:
+    return shaken(ConditionalGaussian(latent, 3, role="invariant", unknown="mixture", **options))
+
+
+def test_a_cell_of_unknown_category_has_the_mean_density_of_all_categories():
+    prior, z = open_prior(), torch.randn(8, 2)
+    every = torch.stack([prior.log_prob(z, known(8, k)) for k in range(3)])
+    assert torch.allclose(prior.log_prob(z, known(8, -1)).exp(), every.exp().mean(0), rtol=1e-5)
+    assert torch.equal(prior.log_prob(z, known(8, 1)), every[1])
+
+
+def known(n: int, category: int) -> Batch:
+    code = torch.full((n,), category)
+    return Batch(Rows.of_dense(torch.zeros(n, 1)), torch.ones(n, 1), code={"invariant": code, "spurious": code})
+
+
+@pytest.mark.parametrize("embedding", [0, 2])
+def test_the_divergence_of_unlabelled_cells_is_an_upper_bound_that_is_tight_where_categories_are_far_apart_or_the_same(embedding):
+    torch.manual_seed(0)
+    prior = open_prior(embedding=embedding)
+    qz = gaussian(torch.randn(6, 2), torch.rand(6, 2) + 0.2)
+    bound = KL()(pass_of(qz, prior, known(6, -1)))
+    estimate = torch.stack([qz.log_prob(z) - prior.log_prob(z, known(6, -1)) for z in qz.sample((4_000,))])
+    error = estimate.std(0) / math.sqrt(len(estimate))
+    assert (bound > estimate.mean(0) - 4.5 * error).all()
+    with torch.no_grad():
+        for table in (prior.mean, prior.log_var):
+            table.copy_(table[:1].expand_as(table) * (0 if embedding else 1))
+    same = KL()(pass_of(qz, prior, known(6, -1)))
+    assert torch.allclose(same, KL()(pass_of(qz, prior, known(6, 1))), atol=1e-5)
+
+
+def test_far_apart_an_unlabelled_cell_pays_its_own_category_and_the_log_of_their_number():
+    prior = open_prior()
+    with torch.no_grad():
+        prior.mean.copy_(torch.tensor([[-50.0, 0.0], [0.0, 50.0], [50.0, 0.0], [0.0, 0.0]]))
+        prior.log_var.zero_()
+    qz = gaussian(prior.mean[[1, 1]] + 0.3, torch.full((2, 2), 0.7))
+    own = KL()(pass_of(qz, prior, known(2, 1)))
+    assert torch.allclose(KL()(pass_of(qz, prior, known(2, -1))), own + math.log(3), atol=1e-4)
+
+
+def test_the_divergences_of_the_blocks_add_up_to_that_of_all():
+    prior, batch = Blocks({"invariant": open_prior(), "spurious": conditional(1, "spurious")}), batch_of(9)
+    p = pass_of(gaussian(torch.randn(9, 3), torch.rand(9, 3) + 0.1), prior, batch)
+    assert torch.allclose(KL("invariant")(p) + KL("spurious")(p), KL()(p), atol=1e-5)
+
+
+@pytest.mark.parametrize("prior", [conditional(2), energy(2)], ids=["gaussian", "energy"])
+def test_carrying_takes_the_quantiles_of_one_category_to_those_of_the_other_and_back(prior):
+    here, there, z = known(5, 0), known(5, 2), torch.randn(5, 2)
+    law = prior.gaussian if isinstance(prior, Energy) else prior
+    moved = prior.carry(z, here, there)
+    assert torch.allclose(law.distribution(here).base_dist.cdf(z), law.distribution(there).base_dist.cdf(moved), atol=1e-5)
+    assert torch.allclose(prior.carry(moved, there, here), z, atol=1e-5)
+    assert prior.roles == ("invariant",)
+
+
+def test_carrying_moves_each_block_along_its_own_role():
+    prior, z = Blocks({"invariant": conditional(2), "spurious": conditional(1, "spurious")}), torch.randn(4, 3)
+    here = known(4, 0)
+    there = here.under(code={"spurious": torch.full((4,), 2)})
+    moved = prior.carry(z, here, there)
+    assert torch.allclose(moved[:, :2], z[:, :2], atol=1e-5)
+    assert not torch.allclose(moved[:, 2], z[:, 2])
+    assert prior.roles == ("invariant", "spurious")
+    assert StandardNormal(3).carry(z, here, there) is z
+
+
+def test_what_cannot_be_an_unknown_category_is_refused():
+    with pytest.raises(SpecError, match="'normal' or, for a role without numbers, 'mixture'"):
+        ConditionalGaussian(2, 3, role="invariant", unknown="mixture", numbers=(3,))
+    with pytest.raises(SpecError, match="spread >= 0"):
+        ConditionalGaussian(2, 3, role="invariant", spread=1.0, embedding=2)
+    with pytest.raises(SpecError, match="free as a number"):
+        KL("invariant", free={"invariant": 1.0})
+
+
+def test_categories_begin_as_far_apart_as_asked():
+    torch.manual_seed(0)
+    means = ConditionalGaussian(50, 40, role="spurious", spread=2.0).mean.detach()
+    assert abs(float(means.std()) - 2.0) < 0.1
+
+
+# -- an encoder for each block ----------------------------------------------------------------------------------------------------
+
+
+def test_a_block_posterior_is_its_parts_side_by_side_and_shares_nothing():
+    parts = {"invariant": Posterior(MLP(6, (4,)), 3), "spurious": Posterior(MLP(6, (4,)), 2)}
+    both = BlockPosterior(parts)
+    batch = Batch(Rows.of_dense(torch.randn(5, 6)), torch.ones(5, 1))
+    qz = both(batch)
+    assert both.latent == 5
+    assert torch.equal(qz.mean, torch.cat([part(batch).mean for part in parts.values()], 1))
+    assert torch.equal(qz.stddev, torch.cat([part(batch).stddev for part in parts.values()], 1))
+    qz.mean[:, 3:].sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in parts["invariant"].parameters())
+    with pytest.raises(SpecError, match="needs a Posterior"):
+        BlockPosterior({"invariant": StandardNormal(2)})
+
+
+def test_hidden_covariates_are_those_of_unknown_cells_and_only_in_training():
+    torch.manual_seed(0)
+    posterior = Posterior(MLP(2, (4,), covariates=3), 2, roles=("invariant",), hidden_share=0.4)
+    x, one = torch.ones(2_000, 2), torch.tensor([[0.0, 1.0, 0.0]]).expand(2_000, 3)
+    batch = Batch(Rows.of_dense(x), torch.ones(2_000, 1), design={"invariant": one})
+    told, untold = posterior.eval()(batch).mean[0], posterior(batch.under(invariant=0 * one)).mean[0]
+    mean = posterior.train()(batch).mean
+    unseen = torch.isclose(mean, untold, atol=1e-5).all(1)
+    assert torch.isclose(mean[~unseen], told, atol=1e-5).all()
+    assert abs(float(unseen.float().mean()) - 0.4) < 4.5 * math.sqrt(0.4 * 0.6 / 2_000)

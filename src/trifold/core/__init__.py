@@ -1,6 +1,7 @@
 """The model's pieces: posterior, priors, decoders, likelihoods, and the VAE that holds them."""
 
 from trifold.core.decoder import Decoder, EffectDecoder
+from trifold.core.encoders import BlockPosterior
 from trifold.core.likelihood import Bernoulli, Gaussian, Likelihood, NegativeBinomial, Poisson, ZeroInflated
 from trifold.core.locate import locate
 from trifold.core.posterior import Posterior
@@ -11,6 +12,7 @@ from trifold.core.vae import VAE
 __all__ = [
     "VAE",
     "Bernoulli",
+    "BlockPosterior",
     "Blocks",
     "ConditionalGaussian",
     "Decoder",

@@ -32,9 +32,11 @@ class Posterior(Component, nn.Module):
         blind_to: Role of the schema.
         linear: Add a linear map of the (transformed, centred) rows to the network's mean, so that the network holds only what departs from
             it, and cells unlike any of training are placed by the linear map more than by what the network makes of them.
+        hidden_share: Share of the cells whose covariates the network does not see in training (zeros stand in), so that it also places
+            cells whose covariates are unknown.
 
     Raises:
-        SpecError: An unknown transform, or a share outside [0, 1).
+        SpecError: An unknown transform, or a share outside its range.
     """
 
     def __init__(
@@ -47,8 +49,11 @@ class Posterior(Component, nn.Module):
         blind: float = 0.0,
         blind_to: str = "condition",
         linear: bool = False,
+        hidden_share: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= hidden_share <= 1:
+            raise SpecError(f"hidden_share needs a share of the cells in [0, 1]; found {hidden_share}.")
         if not 0 <= blind < 1:
             raise SpecError(f"blind needs a share of the genes in [0, 1); found {blind}.")
         if transform not in TRANSFORMS:
@@ -62,6 +67,7 @@ class Posterior(Component, nn.Module):
         self.blind = blind
         self.blind_to = blind_to
         self.linear = linear
+        self.hidden_share = hidden_share
         self.register_buffer("visible", torch.ones(network.inputs))
         self.head = nn.Linear(network.width, 2 * latent)
         self.straight = RowsLinear(network.inputs, latent) if linear else None
@@ -69,7 +75,10 @@ class Posterior(Component, nn.Module):
     def forward(self, batch: Batch) -> Independent:
         """The distribution of each cell's latent: batch [n], event [d]."""
         rows = self.seen(batch)
-        mean, raw = self.head(self.network(rows, joined(batch, self.roles))).float().chunk(2, 1)
+        covariates = joined(batch, self.roles)
+        if covariates is not None and self.training and self.hidden_share > 0:
+            covariates = covariates * (torch.rand(batch.n, 1, device=covariates.device) >= self.hidden_share)
+        mean, raw = self.head(self.network(rows, covariates)).float().chunk(2, 1)
         if self.straight is not None:
             mean = mean + self.straight(rows).float()
         return Independent(Normal(mean, torch.exp(0.5 * raw.clamp(-12, 12)), validate_args=False), 1, validate_args=False)

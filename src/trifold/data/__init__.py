@@ -4,7 +4,8 @@ from trifold.data import sampling, splits
 from trifold.data.cells import Cells, encode
 from trifold.data.check import Findings, check
 from trifold.data.columns import Category, Number
-from trifold.data.covariates import ROLES
+from trifold.data.confounding import disconnected
+from trifold.data.covariates import ROLES, UNKNOWN
 from trifold.data.sampling import Balanced, Shuffled
 from trifold.data.schema import Schema
 from trifold.data.simulate import Study, simulate
@@ -15,6 +16,7 @@ samplers = sampling
 
 __all__ = [
     "ROLES",
+    "UNKNOWN",
     "Balanced",
     "Category",
     "Cells",
@@ -26,6 +28,7 @@ __all__ = [
     "Study",
     "by_fraction",
     "check",
+    "disconnected",
     "encode",
     "held_out",
     "open",

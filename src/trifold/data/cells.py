@@ -13,11 +13,11 @@ import torch
 
 from trifold.data.align import align
 from trifold.data.check import EMPTY, Findings, check, require_names, require_option
-from trifold.data.covariates import design_of, joint, parts_of, policies, sizes
+from trifold.data.covariates import absent, design_of, policies, sizes
 from trifold.data.matrix import Array
 from trifold.data.schema import Schema
 from trifold.data.source import Source, open, positions
-from trifold.errors import DataError, TrifoldWarning, listing
+from trifold.errors import DataError, TrifoldWarning, listing, suggest
 from trifold.records import Batch, Rows
 
 
@@ -27,7 +27,7 @@ class Cells:
     Args:
         source: A Source, or anything else that :func:`trifold.data.open` takes.
         schema: Of the training data. Genes are matched to it by name: reordered, extra ones left out with a notice.
-        unknown: Unseen or missing covariates: ``"error"``, ``"zero"``, or role -> policy.
+        unknown: Unseen or missing covariates and absent columns: ``"error"``, ``"zero"``, ``"marginalise"``, or role -> policy.
         missing: Genes that the source lacks: ``"error"`` or ``"zero"``.
         empty: Cells without a count: ``"error"``, ``"drop"`` or ``"keep"``; None: as in the schema.
         checked: Findings of this very source under the schema's genes, so that its values are not looked at again.
@@ -41,6 +41,8 @@ class Cells:
         size: [n, 1] float32 library size in counts, from float64 sums; ones for real-valued and binary data.
         library: [n] float64 sum over the schema's genes.
         code: role -> [n] int64 joint category, -1 unknown.
+        unknown: role -> policy, for each role of the schema. ``"marginalise"`` asks the model to average where code is -1; the arrays are
+            those of ``"zero"``.
         notices: What was dropped or filled in, one sentence each.
 
     Raises:
@@ -76,16 +78,21 @@ class Cells:
             if not len(kept):
                 raise DataError(f"{found.where} has no count in any of its {aligned.n} cells. Check x=.")
         whole = len(kept) == aligned.n
-        self.schema, self.notices, self.kept = schema, tuple(notices), kept
+        self.schema, self.kept = schema, kept
         self.obs: pd.DataFrame = opened.obs if whole else opened.obs.iloc[kept]
         self.size: Array = size[kept]
         self.library: Array = found.library[kept]
         policy = policies(unknown)
+        self.unknown: dict[str, str] = {role: policy[role] for role in schema.roles}
         self.code: dict[str, Array] = {}
         self._parts: dict[str, list[Array]] = {}
         for role, columns in schema.roles.items():
-            self._parts[role], bad = parts_of(self.obs, columns, role, policy[role])
-            self.code[role] = joint(self._parts[role], bad, columns, schema.observed[role])
+            self._parts[role], self.code[role] = schema.encoded(self.obs, role, policy[role])
+            for name in absent(self.obs, columns, role, policy[role]) if role != "label" else ():
+                gone = f"obs has no column {name!r} ({role}), which is taken as unknown for all {self.n} cells."
+                notices.append(gone + suggest(name, self.obs.columns))
+                warnings.warn(notices[-1], TrifoldWarning, stacklevel=2)
+        self.notices = tuple(notices)
         self._source = aligned
 
     @property
@@ -97,6 +104,11 @@ class Cells:
     def names(self) -> Array:
         """[n] names of the cells."""
         return np.asarray(self.obs.index)
+
+    def counts(self, role: str) -> Array:
+        """[k] int64 cells of each joint combination, in the order of ``schema.categories(role)``; unknown ones are not counted."""
+        code = self.code.get(role, np.zeros(0, dtype=np.int64))
+        return np.bincount(code[code >= 0], minlength=len(self.schema.categories(role))).astype(np.int64)
 
     @property
     def design(self) -> dict[str, Array]:
@@ -159,7 +171,7 @@ def encode(
         schema: Of the training data.
         rows: [n, g] array or scipy sparse matrix, genes in the schema's order. Not looked at for faults: :class:`Cells` does that.
         obs: [n, columns].
-        unknown: Unseen or missing covariates: ``"error"``, ``"zero"``, or role -> policy.
+        unknown: Unseen or missing covariates and absent columns: ``"error"``, ``"zero"``, ``"marginalise"``, or role -> policy.
         size: [n] library sizes in counts; None: the schema's column, or the sum over genes in float64 (1 for a cell without a count).
         device: Where the tensors go.
 

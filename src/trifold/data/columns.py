@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from trifold.data.matrix import Array
 from trifold.errors import FormatError, SchemaError, listing, suggest
 
 Value = str | int | bool | float
+PARTIAL = ("invariant", "label")  # roles whose columns may hold values that mean "not known"
 
 
 @dataclass(frozen=True)
@@ -59,30 +61,45 @@ class Number:
 Column = Category | Number
 
 
-def describe(series: pd.Series, *, name: str, role: str) -> Column:
+def describe(series: pd.Series, *, name: str, role: str, unlabelled: Sequence[Value] = ()) -> Column:
     """The column as plain data.
 
     Args:
         series: [n] values. Numeric dtypes make a :class:`Number`; categorical, boolean, text and object dtypes a :class:`Category`.
         name: Of the column.
         role: For messages.
+        unlabelled: Values that mean "not known": no categories, and no part of a mean.
 
     Raises:
-        SchemaError: Missing or infinite values, or values of a type that cannot be saved.
+        SchemaError: Missing or infinite values, values of a type that cannot be saved, or none that is known.
     """
     if is_number(series):
         values = _floats(series)
         _refuse_missing(~np.isfinite(values), name, role, "NaN or infinite")
+        values = values[~_sentinel(values, unlabelled)]
+        if len(series) and not len(values):
+            _refuse_unlabelled(series, name, role, unlabelled)
         scale = float(values.std()) if len(values) else 0.0
         return Number(name, float(values.mean()), scale if scale > 0 else 1.0)
-    _refuse_missing(np.asarray(series.isna()), name, role, "missing (NaN)")
-    code, values_ = factorize(series, name)
-    used = np.zeros(len(values_), dtype=bool)
-    used[code] = True
-    known = [v for v, u in zip(values_, used, strict=True) if u]
+    _refuse_missing(np.asarray(series.isna()), name, role, "missing (NaN)", _to_label(name, role, unlabelled))
+    known, unused = levels(series, name, unlabelled)
+    if len(series) and not known:
+        _refuse_unlabelled(series, name, role, unlabelled)
+    return Category(name, tuple(known), tuple(unused))
+
+
+def levels(series: pd.Series, name: str, unlabelled: Sequence[Value] = ()) -> tuple[list[Value], list[Value]]:
+    """(values that cells have, values that the column allows but no cell has), without those that mean "not known".
+
+    Ordered as the categories of a categorical column, else sorted by type and value.
+    """
+    code, values = factorize(series, name)
+    used = set(np.unique(code[code >= 0]))
+    away = {key(v) for v in unlabelled}
+    known = [v for i, v in enumerate(values) if i in used and key(v) not in away]
     if not isinstance(series.dtype, pd.CategoricalDtype):
         known = sorted(known, key=lambda v: (type(v).__name__, v))
-    return Category(name, tuple(known), tuple(v for v, u in zip(values_, used, strict=True) if not u))
+    return known, [v for i, v in enumerate(values) if i not in used and key(v) not in away]
 
 
 def is_number(series: pd.Series) -> bool:
@@ -90,40 +107,45 @@ def is_number(series: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
 
 
-def codes(series: pd.Series, column: Category, *, role: str, unknown: str) -> Array:
-    """[n] int64 position of each value among the category's, -1 where unknown or missing.
+def codes(series: pd.Series, column: Category, *, role: str, unknown: str, unlabelled: Sequence[Value] = ()) -> Array:
+    """[n] int64 position of each value among the category's, -1 where unlabelled, unknown or missing.
 
     Args:
         series: [n] values.
         column: What is known.
         role: For messages.
-        unknown: ``"error"`` or ``"zero"``.
+        unknown: ``"error"``, or ``"zero"`` or ``"marginalise"``, which are the same here.
+        unlabelled: Values that mean "not known", whatever the policy.
 
     Raises:
         SchemaError: A missing or unseen value, if unknown is ``"error"``.
     """
     missing = np.asarray(series.isna())
     if unknown == "error":
-        _refuse_missing(missing, column.name, role, "missing (NaN)")
+        instead = f"{_to_label(column.name, role, unlabelled)} Or pass unknown={{{role!r}: 'zero'}} or 'marginalise'."
+        _refuse_missing(missing, column.name, role, "missing (NaN)", instead)
     code, values = factorize(series, column.name)
-    known = column.positions()
+    known, away = column.positions(), {key(v) for v in unlabelled}
     to = np.array([known.get(key(v), -1) for v in values] + [-1], dtype=np.int64)
+    blank = np.array([key(v) in away for v in values] + [True], dtype=bool)
     out = to[code]
-    new = (out < 0) & ~missing
+    new = (out < 0) & ~blank[code]
     if unknown == "error" and new.any():
         value = values[code[np.flatnonzero(new)[0]]]
         others = len(np.unique(code[new]))
         twin = next((v for v in column.values if str(v) == str(value)), None)
-        hint = suggest(value, column.values) if twin is None else f" The known {twin!r} is of type {type(twin).__name__}."
+        hint = suggest(value, (*column.values, *unlabelled)) if twin is None else f" The known {twin!r} is of type {type(twin).__name__}."
+        blanks = f"; not known: {listing(map(repr, unlabelled))}" if unlabelled else ""
         raise SchemaError(
             f"obs[{column.name!r}] ({role}) holds {value!r}, which training did not have ({int(new.sum())} cells, {others} such values)."
-            f"{hint} Known: {listing(map(repr, column.values), 10)}. Use one of these, or pass unknown={{{role!r}: 'zero'}}."
+            f"{hint} Known: {listing(map(repr, column.values), 10)}{blanks}. Use one of these, or pass unknown={{{role!r}: 'zero'}}, or "
+            "'marginalise' to average over the known ones."
         )
     return out
 
 
-def numbers(series: pd.Series, column: Number, *, role: str, unknown: str) -> Array:
-    """[n] float32 standardised values; 0, the mean, where missing and unknown is ``"zero"``.
+def numbers(series: pd.Series, column: Number, *, role: str, unknown: str, unlabelled: Sequence[Value] = ()) -> Array:
+    """[n] float32 standardised values; 0, the mean, where unlabelled, or where missing and unknown is not ``"error"``.
 
     Raises:
         SchemaError: A column that is not numeric, or missing or infinite values if unknown is ``"error"``.
@@ -135,13 +157,15 @@ def numbers(series: pd.Series, column: Number, *, role: str, unknown: str) -> Ar
     values = _floats(series)
     bad = ~np.isfinite(values)
     if unknown == "error":
-        _refuse_missing(bad, column.name, role, "NaN or infinite")
+        _refuse_missing(bad, column.name, role, "NaN or infinite", f" Or pass unknown={{{role!r}: 'zero'}} to take them at the mean.")
+    bad |= _sentinel(values, unlabelled)
     return np.where(bad, 0.0, (values - column.mean) / column.scale).astype(np.float32)
 
 
-def missing_number(series: pd.Series) -> Array:
-    """[n] whether a value of a numeric column is missing or infinite."""
-    return ~np.isfinite(_floats(series))
+def missing_number(series: pd.Series, unlabelled: Sequence[Value] = ()) -> Array:
+    """[n] whether a value of a numeric column is missing, infinite or unlabelled."""
+    values = _floats(series)
+    return ~np.isfinite(values) | _sentinel(values, unlabelled)
 
 
 def factorize(series: pd.Series, name: str) -> tuple[Array, list[Value]]:
@@ -204,13 +228,13 @@ def from_spec(spec: Any) -> Column:
     return Category(spec["name"], tuple(spec["values"]), tuple(spec["unused"]))
 
 
-def require_keys(spec: dict[str, Any], known: set[str], what: str) -> None:
-    """Refuse a dictionary whose keys are not exactly the known ones."""
+def require_keys(spec: dict[str, Any], known: set[str], what: str, *, later: Sequence[str] = ()) -> None:
+    """Refuse a dictionary whose keys are not exactly the known ones; those that came with later versions may be absent."""
     for key in spec:
         if key not in known:
             raise FormatError(f"{what} has the unknown key {key!r}.{suggest(key, known)} Known: {', '.join(sorted(known))}.")
     for key in sorted(known):
-        if key not in spec:
+        if key not in spec and key not in later:
             raise FormatError(f"{what} lacks the key {key!r}. The file is incomplete or of another version.")
 
 
@@ -224,11 +248,15 @@ def key(value: Value) -> tuple[str, Value]:
     return type(value).__name__, value
 
 
-def _plain(value: Any, name: str) -> Value:
+def plain(value: Any) -> Any:
+    """The Python value of a numpy one, and text as str itself; another value as it is."""
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, str):
-        return str(value)
+    return str(value) if isinstance(value, str) else value
+
+
+def _plain(value: Any, name: str) -> Value:
+    value = plain(value)
     if is_plain(value):
         return value
     raise SchemaError(
@@ -241,13 +269,33 @@ def _floats(series: pd.Series) -> Array:
     return series.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _refuse_missing(bad: Array, name: str, role: str, what: str) -> None:
+def _sentinel(values: Array, unlabelled: Sequence[Value]) -> Array:
+    """[n] whether a number is one of those that mean "not known"; -1 and -1.0 are one number."""
+    return np.isin(values, [v for v in unlabelled if isinstance(v, (int, float)) and not isinstance(v, bool)])
+
+
+def _refuse_missing(bad: Array, name: str, role: str, what: str, instead: str = "") -> None:
     if bad.any():
         rows = np.flatnonzero(bad)
         raise SchemaError(
             f"obs[{name!r}] ({role}) must have a value for every cell; {len(rows)} of {len(bad)} are {what} (rows {listing(rows)}). "
-            "Fill them in, or remove these cells."
+            f"Fill them in, or remove these cells.{instead}"
         )
+
+
+def _to_label(name: str, role: str, unlabelled: Sequence[Value]) -> str:
+    if role not in PARTIAL:
+        return ""
+    value = unlabelled[0] if unlabelled else "unknown"
+    fill = f" If they are not known, adata.obs[{name!r}] = adata.obs[{name!r}].astype(object).fillna({value!r})"
+    return f"{fill}, which the schema takes as not known." if unlabelled else f"{fill}, and pass unlabelled={value!r} to Schema.of."
+
+
+def _refuse_unlabelled(series: pd.Series, name: str, role: str, unlabelled: Sequence[Value]) -> None:
+    raise SchemaError(
+        f"obs[{name!r}] ({role}) must have a known value in some cell; all {len(series)} hold what unlabelled= takes as not known "
+        f"({listing(map(repr, unlabelled))}). Leave the column out, or these values out of unlabelled."
+    )
 
 
 def _is_float(value: Any) -> bool:

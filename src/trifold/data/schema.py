@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from trifold.data import columns as cols
+from trifold.data import growing, saved
+from trifold.data.asked import names_of, refuse_idle, refuse_numeric_label, refuse_shared, refuse_unlabelled
 from trifold.data.check import EMPTY, FRACTIONAL, KINDS, check, repeated, require_option
-from trifold.data.columns import Category, Column, Number, Value
-from trifold.data.confounding import warn_confounded
-from trifold.data.covariates import ROLES, design_of, joint, parts_of, policies, require_column, sizes
-from trifold.data.covariates import observed as combinations
+from trifold.data.columns import PARTIAL, Category, Column, Value
+from trifold.data.confounding import confounded_roles, warn_confounded
+from trifold.data.covariates import ROLES, design_of, design_of_combinations, joint, parts_of, policies, require_column, sizes
+from trifold.data.covariates import observed as occurring
 from trifold.data.matrix import Array
 from trifold.data.source import open
+from trifold.data.unlabelled import as_values, warn_mistyped
 from trifold.errors import FormatError, SchemaError, listing, suggest
-
-_KEYS = {"genes", "x", "kind", "roles", "observed", "size", "fractional", "empty", "density"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Schema:
         fractional: Whether counts may be fractional: ``"error"`` or ``"allow"``.
         empty: Cells without a count: ``"error"``, ``"drop"``, or ``"keep"`` (their library size is taken as 1).
         density: Share of values other than zero, which decides whether batches are sparse.
+        unlabelled: Values that mean "not known" in the columns of invariant and label; they are no categories.
+        confounded: Pairs of roles whose joint categories split the cells into blocks that share none, in the order condition, invariant,
+            spurious, label; none for schemas saved before this was looked at.
     """
 
     genes: tuple[str, ...]
@@ -47,6 +51,8 @@ class Schema:
     fractional: str = "error"
     empty: str = "error"
     density: float = 1.0
+    unlabelled: tuple[Value, ...] = ()
+    confounded: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(
@@ -58,6 +64,7 @@ class Schema:
         invariant: str | Sequence[str] | None = None,
         spurious: str | Sequence[str] | None = None,
         label: str | Sequence[str] | None = None,
+        unlabelled: Value | Sequence[Any] | None = None,
         size: str | None = None,
         kind: str | None = None,
         fractional: str = "error",
@@ -71,6 +78,8 @@ class Schema:
             x: None for X, else a layer, ``"raw"`` or a key of obsm.
             condition, invariant, spurious, label: Columns of obs, one or several. Numeric columns are continuous; make an integer column
                 categorical to have categories.
+            unlabelled: Value, or several, that means "not known" in the columns of invariant and label, and there only: ``"unknown"``.
+                Cells that have it, now or later, get a design of zeros (a number: its mean) and the joint code -1.
             size: Column of obs with library sizes (counts per cell); None: the sum over genes.
             kind: ``"counts"``, ``"real"`` or ``"binary"``; None: chosen from the data (booleans: binary; whole, not negative: counts).
             fractional: ``"allow"`` takes nonnegative values that are not whole as counts.
@@ -79,15 +88,18 @@ class Schema:
 
         Raises:
             DataError: Values, names or a structure that cannot be used; the message names matrix, row and gene.
-            SchemaError: A column that is missing, has missing values, or plays two roles.
+            SchemaError: A column that is missing, has missing values or no known one, or plays two roles.
         """
         require_option("fractional", fractional, FRACTIONAL)
         require_option("empty", empty, EMPTY)
         if kind is not None:
             require_option("kind", kind, KINDS)
         source = open(data, x, obs)
-        asked = {r: _names(c, r) for r, c in zip(ROLES, (condition, invariant, spurious, label), strict=True) if c is not None}
-        _refuse_shared(asked)
+        asked = {r: names_of(c, r) for r, c in zip(ROLES, (condition, invariant, spurious, label), strict=True) if c is not None}
+        refuse_shared(asked)
+        blank = as_values(unlabelled)
+        refuse_idle(blank, asked)
+        away = {r: blank if r in PARTIAL else () for r in asked}
         for role, names in asked.items():
             for name in names:
                 require_column(source.obs, name, role=role, other=source.other)
@@ -98,11 +110,25 @@ class Schema:
         kind = kind or found.kind(fractional=fractional)
         found.require(kind, fractional=fractional, empty=empty)
         found.warn()
-        roles = {r: tuple(cols.describe(source.obs[n], name=n, role=r) for n in names) for r, names in asked.items()}
-        _refuse_numeric_label(roles)
-        observed = {r: combinations(source.obs, c, r) for r, c in roles.items()}
-        warn_confounded(source.obs, {r: [c.name for c in cs if isinstance(c, Category)] for r, cs in roles.items()})
-        return cls(source.genes, kind, source.x, roles, observed, size, fractional, empty, round(found.density, 6))
+        roles = {r: tuple(cols.describe(source.obs[n], name=n, role=r, unlabelled=away[r]) for n in names) for r, names in asked.items()}
+        refuse_numeric_label(roles)
+        observed = {r: occurring(source.obs, c, r, away[r]) for r, c in roles.items()}
+        refuse_unlabelled(roles, observed)
+        warn_mistyped(source.obs, asked, blank)
+        warn_confounded(source.obs, {r: [c.name for c in cs if isinstance(c, Category)] for r, cs in roles.items()}, blank)
+        schema = cls(
+            genes=source.genes,
+            kind=kind,
+            x=source.x,
+            roles=roles,
+            observed=observed,
+            size=size,
+            fractional=fractional,
+            empty=empty,
+            density=round(found.density, 6),
+            unlabelled=blank,
+        )
+        return replace(schema, confounded=confounded_roles({r: schema.encoded(source.obs, r)[1] for r in roles}, asked))
 
     def __post_init__(self) -> None:
         for name, options in (("kind", KINDS), ("fractional", FRACTIONAL), ("empty", EMPTY)):
@@ -117,6 +143,14 @@ class Schema:
             raise SchemaError(
                 f"observed must have the roles {listing(self.roles) or '(none)'}; found {listing(self.observed) or '(none)'}."
             )
+        for role in self.roles:
+            away = {cols.key(v) for v in self.unlabelled_in(role)}
+            both = [v for c in self.roles[role] if isinstance(c, Category) for v in c.values if cols.key(v) in away]
+            if both:
+                raise SchemaError(f"unlabelled values are no categories; {both[0]!r} is one of {role}. Leave it out of either.")
+        for pair in self.confounded:
+            if not set(pair) <= set(self.roles):
+                raise SchemaError(f"confounded must pair roles of the schema ({listing(self.roles) or 'none'}); found {pair!r}.")
 
     @property
     def sparse(self) -> bool:
@@ -136,16 +170,26 @@ class Schema:
         require_option("role", role, ROLES)
         return self.observed.get(role, ())
 
+    def combinations(self, role: str) -> tuple[Array, Array]:
+        """([k, c] float32 design, [k] int64 code) of the joint combinations that occurred, in the order of ``categories(role)``.
+
+        Numbers are at their mean, 0. What a model averages over where the role is unknown.
+        """
+        found = self.categories(role)
+        return design_of_combinations(self.roles.get(role, ()), found), np.arange(len(found), dtype=np.int64)
+
+    def unlabelled_in(self, role: str) -> tuple[Value, ...]:
+        """Values that mean "not known" in the role's columns; none but for invariant and label."""
+        require_option("role", role, ROLES)
+        return self.unlabelled if role in PARTIAL else ()
+
     def column(self, name: str) -> Column:
-        """The :class:`Category` or :class:`Number` of that name, in whichever role.
+        """The :class:`Category` or :class:`Number` of that name, in whichever role; of a label that shares it, the other role's.
 
         Raises:
             SchemaError: No role has such a column.
         """
-        known = {c.name: c for cs in self.roles.values() for c in cs}
-        if name not in known:
-            raise SchemaError(f"No role of the schema has a column {name!r}.{suggest(name, known)} It has: {listing(known, 10) or 'none'}.")
-        return known[name]
+        return self._owner(name)[1]
 
     def covariates(
         self, obs: pd.DataFrame, roles: Sequence[str] | None = None, *, unknown: str | Mapping[str, str] = "error"
@@ -155,8 +199,9 @@ class Schema:
         Args:
             obs: [n, columns].
             roles: Those wanted; None for all that the schema has. A role that the schema lacks is left out.
-            unknown: ``"error"`` refuses unseen and missing values, ``"zero"`` gives them a design of zeros and the code -1; or
-                role -> policy (roles not named: ``"error"``). A label that obs lacks is always unknown.
+            unknown: ``"error"`` refuses unseen and missing values and absent columns, ``"zero"`` and ``"marginalise"`` give them a design
+                of zeros and the code -1; or role -> policy (roles not named: ``"error"``). A label that obs lacks is always unknown, and
+                so are unlabelled values.
 
         Returns:
             (design: role -> [n, c] float32, one-hot categories and standardised numbers; code: role -> [n] int64, position in
@@ -169,13 +214,33 @@ class Schema:
         design: dict[str, Array] = {}
         code: dict[str, Array] = {}
         for role in self._wanted(roles):
-            parts, bad = parts_of(obs, self.roles[role], role, policy[role])
+            parts, code[role] = self.encoded(obs, role, policy[role])
             design[role] = design_of(parts, self.roles[role])
-            code[role] = joint(parts, bad, self.roles[role], self.observed[role])
         return design, code
 
+    def encoded(self, obs: pd.DataFrame, role: str, unknown: str = "error") -> tuple[list[Array], Array]:
+        """The columns of one role as arrays, before they become a design, and the joint code.
+
+        Args:
+            obs: [n, columns].
+            role: One that the schema has.
+            unknown: ``"error"``, ``"zero"`` or ``"marginalise"``.
+
+        Returns:
+            ([n] of each column: int32 position of its category, -1 unknown, or float32 standardised number; [n] int64 code).
+        """
+        parts, bad = parts_of(obs, self.roles[role], role, unknown, self.unlabelled_in(role))
+        return parts, joint(parts, bad, self.roles[role], self.observed[role])
+
     def seen(self, obs: pd.DataFrame, roles: Sequence[str] | None = None) -> dict[str, Array]:
-        """Role -> [n] whether the joint combination of the role's categories occurred in training."""
+        """Role -> [n] whether the joint combination of the role's categories occurred in training.
+
+        Raises:
+            SchemaError: A missing column, but for a label.
+        """
+        for role in self._wanted(roles):
+            for column in self.roles[role] if role != "label" else ():
+                require_column(obs, column.name, role=role)
         _, code = self.covariates(obs, roles, unknown="zero")
         return {role: c >= 0 for role, c in code.items()}
 
@@ -183,12 +248,14 @@ class Schema:
         """A copy of obs with other covariates: ``schema.under(obs, {"condition": "stimulated"})``.
 
         Raises:
-            SchemaError: A column that no role has, or a value that is not known.
+            SchemaError: A column that no role has, or a value that is not known or means so.
         """
         out = obs.copy(deep=False)
         for name, value in to.items():
-            column = self.column(name)
-            role = next(r for r, cs in self.roles.items() if column in cs)
+            role, column = self._owner(name)
+            if any(cols.key(cols.plain(value)) == cols.key(v) for v in self.unlabelled_in(role)):
+                known = f" Known: {listing(map(repr, column.values), 10)}." if isinstance(column, Category) else ""
+                raise SchemaError(f"{name!r} ({role}) needs a known value to move to; {value!r} means that it is not known.{known}")
             dtype = object if isinstance(column, Category) else np.float64
             try:
                 one = pd.Series([value], dtype=dtype)
@@ -202,106 +269,59 @@ class Schema:
                 out[name] = np.full(len(out), float(one.iloc[0]))
         return out
 
+    def grown(self, obs: pd.DataFrame, roles: str | Sequence[str] = ("spurious",)) -> Schema:
+        """The schema with the categories of new cells appended: for mapping them onto a trained reference.
+
+        Known values, codes, joint codes and the columns of each category's design keep their order; new values and new joint combinations
+        follow. Numbers keep mean and scale, ``confounded`` stays that of the training data. Where an early column of several gets
+        longer, the columns of later ones move: :meth:`placed` says where to.
+
+        Args:
+            obs: [n, columns] of the new cells.
+            roles: Those that grow; other roles are neither looked at nor changed.
+
+        Raises:
+            SchemaError: A role that the schema lacks, or a missing column or value.
+        """
+        return replace(self, **growing.grown(self, obs, roles))
+
+    def placed(self, grown: Schema, role: str) -> Array:
+        """[c] int64 position, in the design of a schema that grew out of this one, of each column of this one's design.
+
+        ``wider[:, schema.placed(grown, role)] = weights`` puts learned weights in their new places.
+
+        Raises:
+            SchemaError: The other schema did not grow out of this one.
+        """
+        return growing.placed(self, grown, role)
+
     def to_spec(self) -> dict[str, Any]:
         """The schema as plain data: what ``json`` writes."""
-        return {
-            "genes": list(self.genes),
-            "x": self.x,
-            "kind": self.kind,
-            "roles": {r: [cols.to_spec(c) for c in cs] for r, cs in self.roles.items()},
-            "observed": {r: [list(o) for o in os] for r, os in self.observed.items()},
-            "size": self.size,
-            "fractional": self.fractional,
-            "empty": self.empty,
-            "density": self.density,
-        }
+        return saved.to_spec(self)
 
     @classmethod
     def from_spec(cls, spec: Any) -> Schema:
-        """The schema that ``to_spec`` described.
+        """The schema that ``to_spec`` described; one of an earlier version has no unlabelled values and nothing confounded.
 
         Raises:
             FormatError: Unknown or missing keys, or values of the wrong type.
         """
-        if not isinstance(spec, dict):
-            raise FormatError(f"A schema is a dictionary; found {type(spec).__name__}.")
-        cols.require_keys(spec, _KEYS, "The schema")
-        texts = [("genes", spec["genes"])] + [(k, [spec[k]]) for k in ("kind", "fractional", "empty")]
-        texts += [(k, [spec[k]]) for k in ("x", "size") if spec[k] is not None]
-        for key, values in texts:
-            if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-                raise FormatError(f"{key} of a schema must be text; found {spec[key]!r:.80}.")
-        density = spec["density"]
-        if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 <= density <= 1:
-            raise FormatError(f"density of a schema must lie in 0 to 1; found {density!r}.")
-        roles = {r: tuple(cols.from_spec(c) for c in _list(cs, f"role {r!r}")) for r, cs in _dict(spec["roles"], "roles").items()}
-        observed = {}
-        for role, found in _dict(spec["observed"], "observed").items():
-            known = [c for c in roles.get(role, ()) if isinstance(c, Category)]
-            places = [c.positions() for c in known]
-            observed[role] = tuple(tuple(_list(o, "a combination")) for o in _list(found, f"observed[{role!r}]"))
-            for o in observed[role]:
-                if len(o) != len(known) or not all(cols.is_plain(v) and cols.key(v) in at for v, at in zip(o, places, strict=True)):
-                    raise FormatError(f"observed[{role!r}] of a schema holds {o!r}, which is not made of the role's categories.")
+        fields = saved.from_spec(spec)
         try:
-            return cls(
-                tuple(spec["genes"]),
-                spec["kind"],
-                spec["x"],
-                roles,
-                observed,
-                spec["size"],
-                spec["fractional"],
-                spec["empty"],
-                float(density),
-            )
+            return cls(**fields)
         except SchemaError as error:
             raise FormatError(f"The saved schema cannot be used: {error}") from None
+
+    def _owner(self, name: str) -> tuple[str, Column]:
+        known: dict[str, tuple[str, Column]] = {}
+        for role in self._wanted(None):
+            for column in self.roles[role]:
+                known.setdefault(column.name, (role, column))
+        if name not in known:
+            raise SchemaError(f"No role of the schema has a column {name!r}.{suggest(name, known)} It has: {listing(known, 10) or 'none'}.")
+        return known[name]
 
     def _wanted(self, roles: Sequence[str] | None) -> list[str]:
         for role in roles or ():
             require_option("role", role, ROLES)
         return [r for r in ROLES if r in self.roles and (roles is None or r in roles)]
-
-
-def _names(given: str | Sequence[str], role: str) -> list[str]:
-    names = [given] if isinstance(given, str) else list(given)
-    if not names or not all(isinstance(n, str) for n in names):
-        raise SchemaError(f"{role} must name a column of obs, or several; found {given!r}. Leave it out to have none.")
-    if repeated(names):
-        raise SchemaError(f"{role} names the column {repeated(names)[0]!r} twice. Name it once.")
-    return names
-
-
-def _refuse_shared(asked: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a column with two roles; a label may be one of another role's columns, since it is only read by a predictor."""
-    owner: dict[str, str] = {}
-    for role in ("condition", "invariant", "spurious"):
-        for name in asked.get(role, ()):
-            if name in owner:
-                raise SchemaError(
-                    f"obs[{name!r}] is asked for as {owner[name]} and as {role}; a column plays one role. "
-                    f"Asked for: {'; '.join(f'{r}: {listing(ns)}' for r, ns in asked.items())}. Leave it out of one."
-                )
-            owner[name] = role
-
-
-def _refuse_numeric_label(roles: Mapping[str, Sequence[Column]]) -> None:
-    for column in roles.get("label", ()):
-        if isinstance(column, Number):
-            raise SchemaError(
-                f"obs[{column.name!r}] (label) must hold categories; found numbers. "
-                f"Make it categorical: adata.obs[{column.name!r}] = adata.obs[{column.name!r}].astype('category')."
-            )
-
-
-def _list(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise FormatError(f"{what} of a schema must be a list; found {type(value).__name__}.")
-    return value
-
-
-def _dict(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise FormatError(f"{what} of a schema must be a dictionary; found {type(value).__name__}.")
-    return value

@@ -1,13 +1,16 @@
 """How good a model is, in metrics that can be computed by hand and beside nulls and ceilings. Knows no model."""
 
+from trifold.evaluate.calibration import Calibration, calibration
 from trifold.evaluate.ceilings import ceiling, halves
 from trifold.evaluate.distance import e_distance, median_bandwidth, mmd2
 from trifold.evaluate.fates import fate
 from trifold.evaluate.folds import Fold, make_fold
 from trifold.evaluate.genes import top_genes, variable_genes
+from trifold.evaluate.integration import integration
 from trifold.evaluate.leaveout import Embedding, leave_classes_out, unseen
 from trifold.evaluate.nulls import NULLS
 from trifold.evaluate.preservation import condition, geometry
+from trifold.evaluate.probes import leakage, probes
 from trifold.evaluate.ranking import de_genes, de_overlap, discrimination
 from trifold.evaluate.response import (
     bootstrap,
@@ -28,11 +31,13 @@ from trifold.evaluate.truth import draws_error, log_change, mean_error
 
 __all__ = [
     "NULLS",
+    "Calibration",
     "Embedding",
     "Fold",
     "InScoreSpace",
     "averages",
     "bootstrap",
+    "calibration",
     "ceiling",
     "concordance",
     "condition",
@@ -47,7 +52,9 @@ __all__ = [
     "geometry",
     "halves",
     "higher_is_better",
+    "integration",
     "kind_of",
+    "leakage",
     "leave_classes_out",
     "leave_combinations_out",
     "log_change",
@@ -57,6 +64,7 @@ __all__ = [
     "median_bandwidth",
     "mmd2",
     "pearson_delta",
+    "probes",
     "project",
     "r2_mean",
     "r2_var",

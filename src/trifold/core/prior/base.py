@@ -32,6 +32,26 @@ class Prior(Component, nn.Module, ABC):
         """The distribution of each cell's latent (batch [n], event [d]) where it is one that torch knows, else None."""
         return None
 
+    def candidates(self, batch: Batch) -> tuple[Tensor, Distribution] | tuple[None, None]:
+        """For a prior that takes a cell of unknown category for one of any, with equal chances.
+
+        Returns:
+            ([n] which cells these are; the distributions of all categories, batch [1, k], event [d]); (None, None) for other priors.
+        """
+        return None, None
+
+    def carry(self, z: Tensor, batch: Batch, under: Batch) -> Tensor:
+        """[n, d] each cell's z, [n, d], moved from its place under the covariates of ``batch`` to the same place under those of ``under``.
+
+        The map that carries the one conditional prior to the other where that is known, else z itself.
+        """
+        return z
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of the schema on which the prior depends, and along which :meth:`carry` moves."""
+        return ()
+
     def held(self, z: Tensor, batch: Batch) -> Tensor:
         """[n] log p(z | c) as the evidence lower bound may use it, nats.
 

@@ -60,6 +60,15 @@ class Blocks(Prior):
         """[n] sum over blocks, the parameters of unnormalised blocks held, nats."""
         return torch.stack([prior.held(z[:, self._slices[name]], batch) for name, prior in self.blocks.items()]).sum(0)
 
+    def carry(self, z: Tensor, batch: Batch, under: Batch) -> Tensor:
+        """[n, d] each block moved by its own prior."""
+        return torch.cat([prior.carry(z[:, self._slices[name]], batch, under) for name, prior in self.blocks.items()], 1)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Those of all blocks."""
+        return tuple(dict.fromkeys(role for prior in self.blocks.values() for role in prior.roles))
+
     def distribution(self, batch: Batch) -> Independent | None:
         """Batch [n], event [d], where every block is a diagonal Gaussian; else None."""
         parts = [prior.distribution(batch) for prior in self.blocks.values()]

@@ -78,3 +78,12 @@ class Energy(Prior):
         """[n] log p(z | c) up to a constant of the category, nats."""
         tilt = (self.tilt * self.get_buffer("known"))[row_of(batch, self.role, self.categories)]
         return self.gaussian.log_prob(z, batch) + (self.statistics(z) * tilt).sum(1)
+
+    def carry(self, z: Tensor, batch: Batch, under: Batch) -> Tensor:
+        """[n, d] moved as the Gaussian parts of the categories say."""
+        return self.gaussian.carry(z, batch, under)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The role."""
+        return (self.role,)

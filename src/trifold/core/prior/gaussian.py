@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -39,7 +40,7 @@ class StandardNormal(Prior):
 
 
 class ConditionalGaussian(Prior):
-    r"""N(m(c), diag v(c)) with one table row per joint category of a role; unknown categories get N(0, I).
+    r"""N(m(c), diag v(c)) with one table row per joint category of a role.
 
     .. math:: m = M_c + x^\top A, \quad \log v = V_c + x^\top B
 
@@ -53,9 +54,13 @@ class ConditionalGaussian(Prior):
         learned: What training moves: ``"mean"``, ``"variance"``, ``"both"`` or ``"neither"``. The rest stays at mean 0 and variance 1.
         embedding: Width of a category's embedding, for roles of many categories (donors); 0: each has a row of its own.
         numbers: Columns of the role's design that hold standardised numbers, on which m and log v depend linearly.
+        unknown: What a cell of unknown category gets: ``"normal"``: N(0, I); ``"mixture"``: the mean of all categories' distributions, so
+            that cells without a label find their own.
+        spread: Standard deviation of the means that training begins with; 0: all categories begin at 0.
 
     Raises:
-        SpecError: An unknown choice of what is learned, or a negative width or column.
+        SpecError: An unknown choice of what is learned or of what is unknown, a negative width, column or spread, or a mixture with
+            numbers.
     """
 
     def __init__(
@@ -67,8 +72,17 @@ class ConditionalGaussian(Prior):
         learned: str = "both",
         embedding: int = 0,
         numbers: Sequence[int] = (),
+        unknown: str = "normal",
+        spread: float = 0.0,
     ):
         super().__init__()
+        if unknown not in ("normal", "mixture") or (unknown == "mixture" and numbers):
+            raise SpecError(
+                f"unknown needs 'normal' or, for a role without numbers, 'mixture'; found {unknown!r} and numbers={list(numbers)}."
+                f"{suggest(unknown, ('normal', 'mixture'))}"
+            )
+        if spread < 0 or (spread > 0 and embedding):
+            raise SpecError(f"ConditionalGaussian needs spread >= 0, and 0 with an embedding; found {spread} and embedding={embedding}.")
         if learned not in LEARNED:
             raise SpecError(f"learned needs one of {', '.join(map(repr, LEARNED))}; found {learned!r}.{suggest(learned, LEARNED)}")
         if embedding < 0 or any(k < 0 for k in numbers):
@@ -79,10 +93,12 @@ class ConditionalGaussian(Prior):
         self.learned = learned
         self.embedding = embedding
         self.numbers = tuple(numbers)
+        self.unknown = unknown
+        self.spread = spread
         of_mean, of_variance = learned in ("mean", "both"), learned in ("variance", "both")
         rows = categories + 1  # the last row is the unknown category, which code -1 selects
         self.place = nn.Parameter(torch.randn(rows, embedding), requires_grad=learned != "neither") if embedding else None
-        self.mean = nn.Parameter(self._begin(rows, of_mean), requires_grad=of_mean)
+        self.mean = nn.Parameter(self._begin(rows, of_mean, spread), requires_grad=of_mean)
         self.log_var = nn.Parameter(self._begin(rows, of_variance), requires_grad=of_variance)
         width = len(self.numbers)
         self.mean_slope = nn.Parameter(torch.zeros(width, latent), requires_grad=of_mean) if width else None
@@ -98,12 +114,34 @@ class ConditionalGaussian(Prior):
         return _gaussian(mean * known, torch.exp(0.5 * (log_var * known).clamp(-12, 12)))
 
     def log_prob(self, z: Tensor, batch: Batch) -> Tensor:
-        """[n] log N(z; m(c), diag v(c)), nats."""
-        return self.distribution(batch).log_prob(z)
+        """[n] log p(z | c), nats."""
+        value = self.distribution(batch).log_prob(z)
+        open_, each = self.candidates(batch)
+        if open_ is None or each is None:
+            return value
+        return torch.where(open_, each.log_prob(z[:, None]).logsumexp(1) - math.log(self.categories), value)
 
-    def _begin(self, rows: int, learned: bool) -> Tensor:
+    def candidates(self, batch: Batch) -> tuple[Tensor, Independent] | tuple[None, None]:
+        """[n] cells of unknown category and, where they may be of any, N(m(c), diag v(c)) of every category, batch [1, k], event [d]."""
+        if self.unknown == "normal":
+            return None, None
+        every = torch.arange(self.categories, device=batch.size.device)
+        mean, log_var = (self._value(table, None, every, batch)[None] for table in (self.mean, self.log_var))
+        return row_of(batch, self.role, self.categories) == self.categories, _gaussian(mean, torch.exp(0.5 * log_var.clamp(-12, 12)))
+
+    def carry(self, z: Tensor, batch: Batch, under: Batch) -> Tensor:
+        """[n, d] (z - m(c)) / s(c) s(c') + m(c'), which carries N(m, s²) of the one category to that of the other."""
+        here, there = self.distribution(batch), self.distribution(under)
+        return (z - here.mean) / here.stddev * there.stddev + there.mean
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The role."""
+        return (self.role,)
+
+    def _begin(self, rows: int, learned: bool, spread: float = 0.0) -> Tensor:
         if not self.embedding:
-            return torch.zeros(rows, self.latent)
+            return spread * torch.randn(rows, self.latent) if spread else torch.zeros(rows, self.latent)
         # not zero where it is learned, or the embeddings would get no gradient
         return (_SMALL if learned else 0.0) * torch.randn(self.embedding + 1, self.latent)
 
