@@ -88,7 +88,10 @@ PRIORS: dict[str, Callable[[], trifold.Prior]] = {
     "one gaussian": lambda: Mixture(LATENT, 1),
     "energy": lambda: Energy(LATENT, CONDITIONS, role="condition", hidden=(4, WIDTH), activation="tanh"),
     "blocks": lambda: Blocks(
-        {"invariant": ConditionalGaussian(2, 2, role="label"), "spurious": ConditionalGaussian(1, CONDITIONS, role="condition")}
+        {
+            "invariant": ConditionalGaussian(2, 2, role="label", unknown="mixture"),
+            "spurious": ConditionalGaussian(1, CONDITIONS, role="condition"),
+        }
     ),
     "blocks, energy": lambda: Blocks({"invariant": Energy(2, 2, role="label", hidden=(WIDTH,)), "spurious": Mixture(1, 2)}),
 }
@@ -120,6 +123,7 @@ INDEPENDENCE: dict[str, Callable[[], trifold.Term]] = {
     "conditional mmd": lambda: ConditionalMMD(role="condition", within="label"),
     "conditional mmd, all cells": lambda: ConditionalMMD(role="condition", within=None, bandwidths=(1.0,)),
     "probe": lambda: Probe(role="condition", width=2, categories=CONDITIONS, hidden=(4,)),
+    "probe within, inferred": lambda: Probe(role="condition", width=2, categories=CONDITIONS, within="label", strata=2, inferred=True),
     "probe within": lambda: Probe(role="condition", width=2, categories=CONDITIONS, within="label", strata=2, hidden=(), strength=0.5),
 }
 TERMS: dict[str, Callable[[], trifold.Term]] = {
@@ -307,6 +311,8 @@ def test_a_pass_and_its_terms_change_nothing(name):
         terms.pop("mmd")
     if not vae.prior.slices:
         terms = {k: term for k, term in terms.items() if k not in OF_BLOCKS}
+    elif vae.prior.blocks["invariant"].candidates(batch) is None:
+        terms.pop("probe within, inferred")
     Objective(terms)(p).loss.backward()
     assert all(torch.equal(a, b) for a, b in zip(before, tensors(batch), strict=True))
     assert all(torch.equal(v, vae.state_dict()[k]) for k, v in state.items())
@@ -439,6 +445,16 @@ PRESETS: dict[str, tuple[str, dict]] = {
     "flat counts, located": ("counts", {"refine": 3}),
     "flat bernoulli": ("binary", {}),
     "flat published": ("real", {"published": True}),
+    **{f"blocks {k}": ("counts", {"likelihood": k}) for k in COUNTS},
+    "blocks real": ("real", {}),
+    "blocks bernoulli": ("binary", {}),
+    "blocks instead": ("counts", {"inject": "instead"}),
+    "blocks never": ("counts", {"inject": "never"}),
+    "blocks energy": ("counts", {"prior": "energy"}),
+    "blocks dropout": ("counts", {"label_dropout": 0.5}),
+    "blocks unlabelled": ("counts", {"components": 5}),
+    "blocks published": ("counts", {"published": True, "independence": 1.0}),
+    "blocks published energy": ("real", {"published": True, "prior": "energy"}),
 }
 
 
@@ -460,6 +476,10 @@ def preset_of(name: str, studies, **more):
     if name.startswith("flat"):
         schema = trifold.Schema.of(studies[kind], spurious="condition", label="cell_type", kind=kind)
         return trifold.gamma_vae(schema, latent=4, hidden=(8,), **options, **more), studies[kind]
+    if name.startswith("blocks"):
+        biology = {} if "unlabelled" in name else {"invariant": "cell_type"}
+        schema = trifold.Schema.of(studies[kind], spurious="condition", kind=kind, **biology)
+        return trifold.invae(schema, invariant=4, spurious=2, hidden=(8,), **options, **more), studies[kind]
     schema = trifold.Schema.of(studies[kind], condition="condition", label="cell_type", kind=kind)
     return trifold.trvae(schema, latent=4, hidden=(8,), **options, **more), studies[kind]
 
@@ -489,6 +509,8 @@ def test_every_parameter_of_a_preset_gets_a_finite_gradient(name, studies):
     batch = trifold.data.Cells(a, model.schema).batch(np.arange(len(a)))
     model.objective(model.vae(batch, Progress(50, 100, cells=len(a)))).loss.backward()
     for key, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
         assert (parameter.grad != 0).any(), key
@@ -601,6 +623,29 @@ def test_published_refuses_counts_and_a_wrong_argument_is_named(studies):
         trifold.trvae(schema, within="cell_tpye")
     with pytest.raises(trifold.TrifoldError, match="condition"):
         trifold.trvae(trifold.Schema.of(studies["counts"]))
+
+
+def test_invae_names_what_is_missing_or_wrong(studies):
+    schema = trifold.Schema.of(studies["counts"], spurious="condition")
+    for name, wrong in (
+        ("invariant", 0),
+        ("spurious", 0),
+        ("components", 0),
+        ("independence", -1.0),
+        ("technique", -1.0),
+        ("hidden", (0,)),
+        ("hidden", ()),
+        ("prior", "normal"),
+        ("inject", "besides"),
+        ("likelihood", "nb"),
+    ):
+        with pytest.raises(SpecError, match=name):
+            trifold.invae(schema, **{name: wrong})
+    for more in ({"prior": "energy"}, {"label_dropout": 0.1}):
+        with pytest.raises(trifold.TrifoldError, match="needs an invariant role"):
+            trifold.invae(schema, **more)
+    with pytest.raises(trifold.TrifoldError, match="needs a spurious role"):
+        trifold.invae(trifold.Schema.of(studies["counts"]))
 
 
 def test_one_category_warns_and_nothing_else_does(studies):

@@ -16,7 +16,7 @@ _HOME = {
     "check": "trifold.data",
     "simulate": "trifold.data",
     "Model": "trifold.model",
-    "load": "trifold.model",
+    "load": "trifold.loading",
     "gamma_vae": "trifold.presets",
     "invae": "trifold.presets",
     "trvae": "trifold.presets",
@@ -30,6 +30,12 @@ _HOME = {
     "MMD": "trifold.terms",
     "Curvature": "trifold.terms",
     "Isometry": "trifold.terms",
+    "ConditionalMMD": "trifold.terms",
+    "HSIC": "trifold.terms",
+    "Predictor": "trifold.terms",
+    "Probe": "trifold.terms",
+    "ScoreMatching": "trifold.terms",
+    "TotalCorrelation": "trifold.terms",
     "Ramp": "trifold.schedule",
     "TrifoldError": "trifold.errors",
     "TrifoldWarning": "trifold.errors",
@@ -37,19 +43,25 @@ _HOME = {
 _MODULES = ("evaluate", "geometry", "report")
 
 __all__ = [
+    "HSIC",
     "KL",
     "MMD",
     "NLL",
     "VAE",
+    "ConditionalMMD",
     "Curvature",
     "Isometry",
     "Likelihood",
     "Model",
     "Objective",
+    "Predictor",
     "Prior",
+    "Probe",
     "Ramp",
     "Schema",
+    "ScoreMatching",
     "Term",
+    "TotalCorrelation",
     "TrifoldError",
     "TrifoldWarning",
     "__version__",
@@ -70,12 +82,27 @@ if TYPE_CHECKING:
     from trifold.core import VAE, Likelihood, Prior
     from trifold.data import Schema, check, open, simulate
     from trifold.errors import TrifoldError, TrifoldWarning
-    from trifold.model import Model, load
+    from trifold.loading import load
+    from trifold.model import Model
     from trifold.presets.gamma_vae import gamma_vae
     from trifold.presets.invae import invae
     from trifold.presets.trvae import trvae
     from trifold.schedule import Ramp
-    from trifold.terms import KL, MMD, NLL, Curvature, Isometry, Objective, Term
+    from trifold.terms import (
+        HSIC,
+        KL,
+        MMD,
+        NLL,
+        ConditionalMMD,
+        Curvature,
+        Isometry,
+        Objective,
+        Predictor,
+        Probe,
+        ScoreMatching,
+        Term,
+        TotalCorrelation,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,12 @@ _ENTRIES = {
   journal = {arXiv preprint arXiv:2403.01078},
   year    = {2024}
 }""",
+    "invae": """@article{aliee2023conditionally,
+  title   = {Conditionally Invariant Representation Learning for Disentangling Cellular Heterogeneity},
+  author  = {Aliee, Hananeh and Kapl, Ferdinand and Hediyeh-Zadeh, Soroor and Theis, Fabian J.},
+  journal = {arXiv preprint arXiv:2307.00558},
+  year    = {2023}
+}""",
     "curvature": """@article{bates1980relative,
   title   = {Relative Curvature Measures of Nonlinearity},
   author  = {Bates, Douglas M. and Watts, Donald G.},
@@ -61,6 +67,61 @@ _ENTRIES = {
   pages   = {723--773},
   year    = {2012}
 }""",
+    "adversary": """@article{ganin2016domain,
+  title   = {Domain-Adversarial Training of Neural Networks},
+  author  = {Ganin, Yaroslav and Ustinova, Evgeniya and Ajakan, Hana and Germain, Pascal and Larochelle, Hugo and
+             Laviolette, Fran{\\c{c}}ois and Marchand, Mario and Lempitsky, Victor},
+  journal = {Journal of Machine Learning Research},
+  volume  = {17},
+  number  = {59},
+  pages   = {1--35},
+  year    = {2016}
+}""",
+    "mixture": """@inproceedings{hershey2007approximating,
+  title     = {Approximating the {Kullback Leibler} Divergence Between {Gaussian} Mixture Models},
+  author    = {Hershey, John R. and Olsen, Peder A.},
+  booktitle = {IEEE International Conference on Acoustics, Speech and Signal Processing},
+  volume    = {4},
+  pages     = {317--320},
+  year      = {2007},
+  doi       = {10.1109/ICASSP.2007.366913}
+}""",
+    "score matching": """@article{hyvarinen2005estimation,
+  title   = {Estimation of Non-Normalized Statistical Models by Score Matching},
+  author  = {Hyv{\\"a}rinen, Aapo},
+  journal = {Journal of Machine Learning Research},
+  volume  = {6},
+  pages   = {695--709},
+  year    = {2005}
+}""",
+    "hsic": """@inproceedings{gretton2005measuring,
+  title     = {Measuring Statistical Dependence with {Hilbert-Schmidt} Norms},
+  author    = {Gretton, Arthur and Bousquet, Olivier and Smola, Alex and Sch{\\"o}lkopf, Bernhard},
+  booktitle = {Algorithmic Learning Theory},
+  pages     = {63--77},
+  year      = {2005}
+}""",
+    "unbiased hsic": """@article{song2012feature,
+  title   = {Feature Selection via Dependence Maximization},
+  author  = {Song, Le and Smola, Alex and Gretton, Arthur and Bedo, Justin and Borgwardt, Karsten},
+  journal = {Journal of Machine Learning Research},
+  volume  = {13},
+  pages   = {1393--1434},
+  year    = {2012}
+}""",
+    "total correlation": """@inproceedings{chen2018isolating,
+  title     = {Isolating Sources of Disentanglement in Variational Autoencoders},
+  author    = {Chen, Ricky T. Q. and Li, Xuechen and Grosse, Roger and Duvenaud, David},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume    = {31},
+  year      = {2018}
+}""",
+    "irm": """@article{arjovsky2019invariant,
+  title   = {Invariant Risk Minimization},
+  author  = {Arjovsky, Martin and Bottou, L{\\'e}on and Gulrajani, Ishaan and Lopez-Paz, David},
+  journal = {arXiv preprint arXiv:1907.02893},
+  year    = {2019}
+}""",
     "vae": """@inproceedings{kingma2014auto,
   title     = {Auto-Encoding Variational {Bayes}},
   author    = {Kingma, Diederik P. and Welling, Max},
@@ -78,14 +139,23 @@ _ENTRIES = {
 }""",
 }
 
-_NEEDED = {
-    "VAE": "vae",
-    "MMD": "mmd",
-    "Curvature": "curvature",
-    "Isometry": "isometry",
-    "NegativeBinomial": "counts",
-    "ZeroInflated": "counts",
-    "linear": "ppca",
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "VAE": ("vae",),
+    "MMD": ("mmd",),
+    "ConditionalMMD": ("mmd",),
+    "HSIC": ("hsic", "unbiased hsic"),
+    "Probe": ("adversary",),
+    "TotalCorrelation": ("total correlation",),
+    "Energy": ("score matching",),
+    "ScoreMatching": ("score matching",),
+    "Mixture": ("mixture",),
+    "Curvature": ("curvature",),
+    "Isometry": ("isometry",),
+    "NegativeBinomial": ("counts",),
+    "ZeroInflated": ("counts",),
+    "linear": ("ppca",),
+    "unknown": ("mixture",),
+    "irm": ("irm",),
 }
 
 
@@ -100,18 +170,21 @@ def bibtex(spec: Any, *, preset: str | None = None) -> str:
         Entries separated by empty lines: trifold itself, the preset's paper, then those of the components.
     """
     wanted = ["trifold", *([preset] if preset in _ENTRIES else [])]
-    wanted += [_NEEDED[name] for name in _classes(spec) if name in _NEEDED]
+    wanted += [key for name in _named(spec) for key in _NEEDED.get(name, ())]
     return "\n\n".join(_ENTRIES[key] for key in dict.fromkeys(k for k in wanted if k is not None))
 
 
-def _classes(spec: Any) -> Iterable[str]:
+def _named(spec: Any) -> Iterable[str]:
+    """Classes, and arguments at values that stand for a method of their own."""
     if isinstance(spec, Mapping):
         if isinstance(spec.get("class"), str):
             yield spec["class"].rpartition(":")[2]
         for name, value in spec.items():
-            if (name, value) == ("linear", True):
-                yield "linear"
-            yield from _classes(value)
+            if (name, value) in (("linear", True), ("unknown", "mixture")) or (
+                name == "irm" and isinstance(value, (int, float)) and value > 0
+            ):
+                yield name
+            yield from _named(value)
     elif isinstance(spec, list):
         for value in spec:
-            yield from _classes(value)
+            yield from _named(value)

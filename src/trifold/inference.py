@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trifold.core import VAE
 from trifold.data import Cells
 from trifold.records import Batch
+from trifold.terms import KL
 
 _CHUNK = 1024  # cells at a time
 
@@ -63,3 +65,10 @@ def moments(cells: Cells, index: np.ndarray) -> tuple[Tensor, Tensor]:
 def tensors(arrays: Mapping[str, np.ndarray], at: np.ndarray) -> dict[str, Tensor]:
     """role -> rows of an array, as tensors."""
     return {role: torch.from_numpy(array[at]) for role, array in arrays.items()}
+
+
+def bound_of(vae: VAE, batch: Batch, generator: torch.Generator) -> Tensor:
+    """[n, 3] evidence lower bound from one draw of z, log p(x | z, c), and KL, in nats."""
+    p = vae(batch, generator=generator)
+    kl, fit = KL()(p), vae.likelihood.log_prob(p.h, batch)
+    return torch.stack([fit - kl, fit, kl], 1)

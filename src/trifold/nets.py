@@ -38,6 +38,8 @@ class MLP(Component, nn.Module):
         slope: Negative slope of ``"leaky_relu"``.
         dropout: Probability of a zeroed activation in training.
         init: ``"default"`` (uniform, by fan-in) or ``"glorot_normal"``.
+        late: Columns of the covariates that came later, group by group (``Model.map``): the product with each group is added apart, so that
+            what earlier columns give does not change by a bit.
 
     Raises:
         SpecError: An unknown norm, activation or initialisation.
@@ -54,6 +56,7 @@ class MLP(Component, nn.Module):
         slope: float = 0.01,
         dropout: float = 0.0,
         init: str = "default",
+        late: Sequence[Sequence[int]] = (),
     ):
         super().__init__()
         _check_choice("norm", norm, NORMS)
@@ -67,8 +70,9 @@ class MLP(Component, nn.Module):
         self.slope = slope
         self.dropout = dropout
         self.init = init
+        self.late = tuple(tuple(group) for group in late)
         bias = norm != "batch"
-        self.first = RowsLinear(inputs, self.hidden[0], covariates=covariates, bias=bias) if self.hidden else None
+        self.first = RowsLinear(inputs, self.hidden[0], covariates=covariates, bias=bias, late=self.late) if self.hidden else None
         self.linears = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in itertools.pairwise(self.hidden))
         self.norms = nn.ModuleList(_norm(norm, w) for w in self.hidden)
         self.activate = nn.LeakyReLU(slope) if activation == "leaky_relu" else ACTIVATIONS[activation]()
@@ -117,10 +121,13 @@ class RowsLinear(nn.Module):
         outputs: Width of the result.
         covariates: Width of c.
         bias: Whether b is there.
+        late: Columns of c that came later, group by group, whose products are added apart.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, covariates: int = 0, bias: bool = True):
+    def __init__(self, inputs: int, outputs: int, *, covariates: int = 0, bias: bool = True, late: Sequence[Sequence[int]] = ()):
         super().__init__()
+        early = sorted(set(range(covariates)) - set(itertools.chain(*late)))
+        self.groups: list[Any] = [list(group) for group in (early, *late) if group] if late else [slice(None)]
         bound = 1 / math.sqrt(max(1, inputs + covariates))
         self.weight = nn.Parameter(torch.empty(inputs, outputs).uniform_(-bound, bound))
         self.design = nn.Parameter(torch.empty(covariates, outputs).uniform_(-bound, bound)) if covariates else None
@@ -135,7 +142,8 @@ class RowsLinear(nn.Module):
         if self.design is not None:
             if c is None:
                 raise SpecError(f"This layer needs covariates of width {self.design.shape[0]}; found none.")
-            out = out + c @ self.design
+            for at in self.groups:
+                out = out + c[:, at] @ self.design[at]
         return out if self.bias is None else out + self.bias
 
 

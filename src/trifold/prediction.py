@@ -1,18 +1,20 @@
-"""Cells under other covariates: each is encoded under its own, decoded under the target's."""
+"""Cells under other covariates: each is encoded under its own, moved in the latent as the prior says, and decoded under the target's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
 from trifold.core import VAE, locate
 from trifold.data import Cells, Schema
 from trifold.errors import SpecError, suggest
 from trifold.inference import Inference, cut, tensors
+from trifold.marginal import Filling, groups, in_order, ways
 from trifold.records import Batch
 
 KINDS = ("mean", "sample", "residual")
@@ -28,8 +30,14 @@ def require_kind(kind: str) -> None:
         raise SpecError(f"kind needs one of {', '.join(map(repr, KINDS))}; found {kind!r}.{suggest(kind, KINDS)}")
 
 
-def require_effect(vae: VAE, schema: Schema, to: Mapping[str, Any]) -> None:
-    """Refuse a target that the decoder does not see: the prediction would be the cell as it is.
+def require_effect(vae: VAE, schema: Schema, to: Mapping[str, Any], *, verb: str = "predict") -> None:
+    """Refuse covariates that neither the decoder nor the prior sees: the answer would be the same whatever they are.
+
+    Args:
+        vae: The model.
+        schema: Of the training data.
+        to: column -> value.
+        verb: Who asks, for the message.
 
     Raises:
         SpecError: Such a column. Decoders that do not say which roles they see are not asked.
@@ -37,13 +45,13 @@ def require_effect(vae: VAE, schema: Schema, to: Mapping[str, Any]) -> None:
     roles = getattr(vae.decoder, "roles", None)
     if roles is None:
         return
-    seen = [c.name for role in roles for c in schema.roles.get(role, ())]
+    seen = [c.name for role in (*roles, *vae.prior.roles) for c in schema.roles.get(role, ())]
     known = [c.name for columns in schema.roles.values() for c in columns]
     blind = [column for column in to if column in known and column not in seen]
     if blind:
         raise SpecError(
-            f"predict needs columns that the decoder sees; this model's decoder does not see {blind[0]!r}. "
-            f"It sees: {', '.join(seen) or 'none'}. Use trvae with condition={blind[0]!r} to predict under another one."
+            f"{verb} needs columns that the decoder or the prior sees; this model does not see {blind[0]!r} in either. "
+            f"They see: {', '.join(dict.fromkeys(seen)) or 'none'}. Use trvae with condition={blind[0]!r} to predict under another one."
         )
 
 
@@ -53,35 +61,86 @@ def moved(
     index: np.ndarray,
     design: Mapping[str, np.ndarray],
     code: Mapping[str, np.ndarray],
+    found: Sequence[Filling],
+    targets: Sequence[Filling],
     *,
     kind: str,
     seed: int,
     device: torch.device,
-) -> Iterator[np.ndarray]:
-    """Predicted values of some cells, [m, g] at a time, in order.
+) -> Any:
+    """[m, g] predicted values of some cells, in order: an array of expected values, a CSR matrix of drawn counts.
+
+    Where a cell lacks a role that is to be averaged over, expected values are averages, and draws are of a category drawn for each cell.
 
     Args:
         vae: A trained model.
         cells: The source.
-        index: [n] positions of the cells to predict.
-        design, code: role -> [n, c], [n] covariates of the target.
+        index: [m] positions of the cells to predict.
+        design, code: role -> [m, c], [m] covariates of the target.
+        found: What stands in where the source lacks a role.
+        targets: What these categories are under the target.
         kind: One of ``KINDS``.
         seed: Of the draws.
         device: Where.
     """
+    sparse = kind != "mean" and cells.schema.kind != "real"
+    parts, order = [], []
     with Inference(vae, device) as there:
         generator = torch.Generator(there).manual_seed(seed)
-        for at in cut(np.arange(len(index))):
-            batch = cells.batch(index[at])
-            target = batch.under(code=tensors(code, at), **tensors(design, at))
-            yield _moved(vae, batch.to(there), target.to(there), kind, generator).cpu().numpy()
+        for lacking, members in groups(cells, index, found):
+            after = [targets[found.index(f)] for f in lacking]
+            for at in cut(members):
+                batch = cells.batch(index[at])
+                under = batch.under(code=tensors(code, at), **tensors(design, at))
+                values = _chosen(vae, batch.to(there), under.to(there), lacking, after, kind, generator).cpu().numpy()
+                parts.append(csr_matrix(values) if sparse else values)
+                order.append(at)
+    return in_order(vstack(parts, format="csr") if sparse else np.concatenate(parts), np.concatenate(order))
+
+
+def _chosen(
+    vae: VAE, batch: Batch, under: Batch, lacking: Sequence[Filling], after: Sequence[Filling], kind: str, generator: torch.Generator
+) -> Tensor:
+    """Averaged over every choice of what the cells lack, or drawn under one choice each."""
+    if not lacking:
+        return _moved(vae, batch, under, kind, generator)
+    if kind != "mean":
+        for filling, target in zip(lacking, after, strict=True):
+            at = torch.multinomial(filling.share.to(generator.device), batch.n, replacement=True, generator=generator).cpu()
+            batch, under = filling.put(batch, at), target.put(under, at)
+        return _moved(vae, batch, under, kind, generator)
+    total: Any = 0.0
+    for weight, choice in ways(lacking):
+        here, there = batch, under
+        for filling, target, j in zip(lacking, after, choice, strict=True):
+            here, there = filling.put(here, j), target.put(there, j)
+        total = total + weight * _moved(vae, here, there, kind, generator)
+    return total  # type: ignore[no-any-return]
 
 
 def _moved(vae: VAE, batch: Batch, under: Batch, kind: str, generator: torch.Generator) -> Tensor:
     z = locate(vae, batch)
-    target = vae.decode(z, under)
+    target = vae.decode(carried(vae, z, batch, under), under)
     if kind == "mean":
         return vae.likelihood.mean(target, under)
     if kind == "sample":
         return vae.likelihood.sample(target, under, generator=generator)
     return vae.likelihood.transport(vae.decode(z, batch), target, batch, under, generator=generator)
+
+
+def carried(vae: VAE, z: Tensor, batch: Batch, under: Batch) -> Tensor:
+    """[n, d] latents moved from their places under the one batch's covariates to the same places under the other's.
+
+    A cell of unknown category, which the prior takes for one of any, is moved from the category that the prior finds likeliest; what stays
+    unknown stays where it is.
+    """
+    before, after = {}, {}
+    for name, prior in getattr(vae.prior, "blocks", {None: vae.prior}).items():
+        found = prior.candidates(batch)
+        if found is None or found.known is None:
+            continue
+        likely = found.assign(z if name is None else z[:, vae.prior.slices[name]])
+        for role in prior.roles:
+            still = (batch.code[role] < 0) & (under.code[role] < 0)
+            before[role], after[role] = likely, torch.where(still, likely, under.code[role])
+    return vae.prior.carry(z, batch.under(code=before), under.under(code=after))

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from trifold.core import VAE, locate
-from trifold.data import splits
+from trifold.data import Schema, splits
 from trifold.errors import ShapeError, SpecError, suggest
 from trifold.geometry import Surface, geodesic, rectifier, straight
 from trifold.geometry import curvature as curvature_at
+from trifold.inference import tensors
 from trifold.records import Batch, Rows
 
 if TYPE_CHECKING:
@@ -24,9 +25,20 @@ PATHS = ("straight", "geodesic")
 COUNTS = 1e4  # library size at which counts are shown along a path
 
 
-def point_of(design: Mapping[str, Tensor], code: Mapping[str, Tensor]) -> Batch:
-    """One cell without rows: covariates, and a library size of 10,000, under which a surface is looked at."""
-    return Batch(Rows.of_dense(torch.zeros(1, 0)), torch.full((1, 1), COUNTS), design=dict(design), code=dict(code))
+def under_of(schema: Schema, under: Mapping[str, Any] | None) -> Batch:
+    """One cell without rows, under which a surface is looked at: some covariates, the others unknown, and a library size of 10,000.
+
+    Raises:
+        SchemaError: An unknown column or value.
+    """
+    import pandas as pd
+
+    asked = dict(under or {})
+    columns = [c.name for role in schema.roles.values() for c in role]
+    obs = pd.DataFrame({name: pd.Series([asked.get(name)], dtype=object) for name in columns}, index=["point"])
+    design, code = schema.covariates(schema.under(obs, asked), unknown="zero")
+    at = np.arange(1)
+    return Batch(Rows.of_dense(torch.zeros(1, 0)), torch.full((1, 1), COUNTS), design=tensors(design, at), code=tensors(code, at))
 
 
 def rectifier_of(vae: VAE, batches: Iterable[Batch]) -> list[list[float]]:

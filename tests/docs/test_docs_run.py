@@ -16,6 +16,7 @@ from trifold.model import Model
 
 ROOT = Path(__file__).parents[2]
 GEOMETRY = "docs/tutorials/geometry/README.md"
+ATLAS = "docs/tutorials/atlas/README.md"
 
 
 def blocks(page: str) -> list[str]:
@@ -61,6 +62,26 @@ def test_the_readme_embeds_a_tissue_never_seen_and_walks_between_two_others(quic
     assert names["model"].card["hold_out"] == {"tissue": "Lung"}
     assert list(names["way"].var_names) == list(bulk.var_names)
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_the_readme_takes_technique_out_and_new_batches_in(quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    adata = study()
+    adata.obs["batch"] = np.array(["a", "b", "c"])[np.arange(adata.n_obs) % 3]
+    kind = adata.obs["cell_type"].astype(str)
+    adata.obs["cell_type"] = np.where(np.arange(adata.n_obs) % 4 == 0, "unknown", kind)
+    new = (adata.obs["batch"] == "c").to_numpy()
+    names: dict = {"tri": trifold, "atlas": adata[~new].copy(), "query": adata[new].copy()}
+    monkeypatch.setattr(Model, "map", lambda self, data, f=Model.map, **given: f(self, data, steps=4, progress=False, **given))
+    exec(blocks("README.md")[2], names)
+    atlas, model, mapped = names["atlas"], names["model"], names["mapped"]
+    assert atlas.obsm["X_invae"].shape == (atlas.n_obs, 20)
+    assert set(names["labels"]["label"]) <= {"NK", "B", "CD14+Mono"}
+    assert (names["other"].obs["target_batch"] == "b").all()
+    assert set(names["genes"].index) == set(atlas.var_names)
+    assert np.array_equal(mapped.latent(atlas), model.latent(atlas))
+    assert [v for (v,) in mapped.schema.categories("spurious")] == ["a", "b", "c"]
+    assert names["query"].obs["unlike"].between(0, 1).all()
 
 
 def test_the_model_composed_by_hand_on_one_page_trains_and_answers(quick):
@@ -113,6 +134,50 @@ def test_the_commands_of_the_page_on_geometry_work(tmp_path, monkeypatch, real_d
     assert [c[0] for c in commands] == ["fit", "latent", "curvature", "path"]
     for command in commands:
         result = CliRunner().invoke(app, [*command, *(["--epochs", "1", "--quiet"] if command[0] == "fit" else [])])
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / command[command.index("--out") + 1]).exists()
+
+
+def test_the_page_on_an_atlas_writes_the_figures_that_it_shows(quick, tmp_path, monkeypatch, real_data, capsys):
+    path = real_data("pbmc_3tech_counts.h5ad")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Model, "map", lambda self, data, f=Model.map, **given: f(self, data, steps=4, progress=False, **given))
+    names: dict = {"path": path}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", trifold.TrifoldWarning)
+        for block in blocks(ATLAS):
+            exec(block, names)
+    shown = set(re.findall(r"\]\((\S+\.png)\)", (ROOT / ATLAS).read_text()))
+    assert {p.name for p in tmp_path.iterdir()} == shown
+    printed = capsys.readouterr().out
+    assert "the same of the reference: True" in printed
+    assert printed.count("% of the others agree") == 3
+    assert printed.count("novelty above 0.95") == 2
+    known = names["model"].schema.categories("invariant")
+    assert "unknown" not in [v for (v,) in known]
+    assert names["model"].card["separation"]
+
+
+def test_the_commands_of_the_page_on_an_atlas_work(tmp_path, monkeypatch, real_data):
+    import anndata
+    from typer.testing import CliRunner
+
+    from trifold.cli import app
+
+    adata = anndata.read_h5ad(real_data("pbmc_3tech_counts.h5ad"))[::6]
+    adata = adata[:, trifold.evaluate.variable_genes(adata.X, 100)].copy()
+    adata.obs["given"] = adata.obs["cell_type_predicted"].astype(str)
+    new = (adata.obs["batch"] == "10x_5p").to_numpy()
+    for name, mask in (("two", ~new), ("five", new)):
+        part = adata[mask].copy()
+        part.obs.loc[part.obs_names[::2], "given"] = "unknown"
+        part.write_h5ad(tmp_path / f"{name}.h5ad")
+    monkeypatch.chdir(tmp_path)
+    commands = [shlex.split(line)[1:] for line in re.findall(r"^trifold .*$", (ROOT / ATLAS).read_text(), re.MULTILINE)]
+    assert [c[0] for c in commands] == ["fit", "latent", "map", "classify", "predict"]
+    for command in commands:
+        quick = {"fit": ["--epochs", "2", "--quiet"], "map": ["--steps", "4", "--quiet"]}.get(command[0], [])
+        result = CliRunner().invoke(app, [*command, *quick])
         assert result.exit_code == 0, result.output
         assert (tmp_path / command[command.index("--out") + 1]).exists()
 

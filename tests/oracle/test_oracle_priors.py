@@ -80,7 +80,7 @@ def test_the_kl_of_gaussian_blocks_is_torchs_closed_form_and_monte_carlo_agrees_
 
 def test_a_block_without_a_closed_form_is_sampled_and_the_others_are_not():
     first = conditional(2)
-    prior, batch = Blocks({"invariant": first, "spurious": shaken(Mixture(1, 3))}), batch_of(20)
+    prior, batch = Blocks({"invariant": first, "spurious": energy(1)}), batch_of(20)
     qz = gaussian(torch.randn(20, 3), torch.rand(20, 3) + 0.1)
     p = pass_of(qz, prior, batch)
     q = [gaussian(qz.mean[:, s], qz.stddev[:, s]) for s in (slice(2), slice(2, 3))]
@@ -321,6 +321,30 @@ def test_far_apart_an_unlabelled_cell_pays_its_own_category_and_the_log_of_their
     qz = gaussian(prior.mean[[1, 1]] + 0.3, torch.full((2, 2), 0.7))
     own = KL()(pass_of(qz, prior, known(2, 1)))
     assert torch.allclose(KL()(pass_of(qz, prior, known(2, -1))), own + math.log(3), atol=1e-4)
+
+
+def test_the_divergence_from_a_mixture_is_a_bound_and_exact_for_one_component():
+    torch.manual_seed(1)
+    prior, batch = shaken(Mixture(2, 3)), known(5, -1)
+    qz = gaussian(torch.randn(5, 2), torch.rand(5, 2) + 0.2)
+    estimate = torch.stack([qz.log_prob(z) - prior.log_prob(z, batch) for z in qz.sample((4_000,))])
+    assert (KL()(pass_of(qz, prior, batch)) > estimate.mean(0) - 4.5 * estimate.std(0) / math.sqrt(4_000)).all()
+    one = shaken(Mixture(2, 1))
+    exact = kl_divergence(qz, gaussian(one.mean.expand(5, 2), torch.exp(0.5 * one.log_var).expand(5, 2)))
+    assert torch.allclose(KL()(pass_of(qz, one, batch)), exact, atol=1e-5)
+
+
+def test_cells_are_assigned_to_their_known_category_or_the_likeliest():
+    prior, z = open_prior(), torch.randn(6, 2)
+    batch = known(6, -1).under(code={"invariant": torch.tensor([-1, -1, 0, 1, 2, -1])})
+    found = prior.candidates(batch).assign(z)
+    likely = torch.stack([prior.log_prob(z, known(6, k)) for k in range(3)]).argmax(0)
+    assert torch.equal(found, torch.tensor([int(likely[0]), int(likely[1]), 0, 1, 2, int(likely[5])]))
+    mixture = shaken(Mixture(2, 3))
+    own = mixture.distribution(batch)
+    likely = (own.component_distribution.log_prob(z[:, None]) + own.mixture_distribution.logits).argmax(1)
+    assert torch.equal(mixture.candidates(batch).assign(z), likely)
+    assert conditional(2).candidates(batch) is None
 
 
 def test_the_divergences_of_the_blocks_add_up_to_that_of_all():

@@ -11,12 +11,22 @@ import pandas as pd
 
 from trifold.cli import show
 from trifold.cli.files import cells_of, require_free, require_suffix, write
-from trifold.cli.pairs import pairs, selection, target
-from trifold.model import load
+from trifold.cli.pairs import pairs, policies, selection, target
+from trifold.loading import load
 
 
 def write_latent(
-    run: Path, data: Path, out: Path, *, rectified: bool, device: str, missing: str, trust: Sequence[str], force: bool
+    run: Path,
+    data: Path,
+    out: Path,
+    *,
+    block: str | None,
+    rectified: bool,
+    device: str,
+    missing: str,
+    unknown: Sequence[str] | None,
+    trust: Sequence[str],
+    force: bool,
 ) -> None:
     """Latent coordinates to .h5ad (cells x latent dimensions with obs), .csv (with the names of the cells) or .npy.
 
@@ -27,21 +37,22 @@ def write_latent(
 
     require_suffix(out, (".h5ad", ".csv", ".npy"))
     require_free(out, force=force)
+    policy = policies(unknown)
     model = load(run, trust=trust)
     source = cells_of(data, model.schema.x)
-    z = model.latent(source, rectified=rectified, missing=missing, device=device)
-    names = [f"latent_{j}" for j in range(z.shape[1])]
+    z = model.latent(source, block=block, rectified=rectified, missing=missing, unknown=policy, device=device)
+    names = [f"{block or 'latent'}_{j}" for j in range(z.shape[1])]
     if out.suffix == ".npy":
         write(out, lambda path: np.save(path, z))
     elif out.suffix == ".csv":
         write(out, lambda path: pd.DataFrame(z, index=source.obs.index, columns=names).to_csv(path, index_label="cell"))
     else:
-        answer = AnnData(
-            z, obs=source.obs.copy(), var=pd.DataFrame(index=names), uns={"trifold": {"run": str(run), "rectified": rectified}}
-        )
+        about = {"run": str(run), "rectified": rectified, "block": block or ""}
+        answer = AnnData(z, obs=source.obs.copy(), var=pd.DataFrame(index=names), uns={"trifold": about})
         write(out, answer.write_h5ad)
-    unit = "; distances are lengths in data space, as nearly as can be" if rectified else ""
-    show.say(f"{out}: {z.shape[0]:,} cells × {z.shape[1]} latent dimensions{unit}")
+    flat = "distances are lengths in data space, as nearly as can be"
+    unit = f"; {flat if block is None else 'principal components of expression with technique averaged out'}" if rectified else ""
+    show.say(f"{out}: {z.shape[0]:,} cells × {z.shape[1]} {'latent' if block is None else block} dimensions{unit}")
 
 
 def write_prediction(
@@ -55,6 +66,7 @@ def write_prediction(
     seed: int,
     device: str,
     missing: str,
+    unknown: Sequence[str] | None,
     trust: Sequence[str],
     force: bool,
 ) -> None:
@@ -65,7 +77,7 @@ def write_prediction(
     """
     require_suffix(out, (".h5ad",))
     require_free(out, force=force)
-    wanted, chosen = pairs(to, option="--to"), pairs(where, option="--where")
+    wanted, chosen, policy = pairs(to, option="--to"), pairs(where, option="--where"), policies(unknown)
     model = load(run, trust=trust)
     source = cells_of(data, model.schema.x)
     answer: Any = model.predict(
@@ -75,6 +87,7 @@ def write_prediction(
         kind=kind,
         seed=seed,
         missing=missing,
+        unknown=policy,
         device=device,
     )
     write(out, answer.write_h5ad)

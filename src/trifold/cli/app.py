@@ -33,7 +33,15 @@ _COLUMN = "Column of obs. Repeatable."
 Condition = Annotated[list[str] | None, typer.Option(help=f"{_COLUMN} What is to be predicted: treatment, dose, disease.")]
 Invariant = Annotated[list[str] | None, typer.Option(help=f"{_COLUMN} Biology.")]
 Spurious = Annotated[list[str] | None, typer.Option(help=f"{_COLUMN} Technique: batch, donor, site.")]
-Label = Annotated[list[str] | None, typer.Option(help=f"{_COLUMN} Cell type; never trained on by trvae.")]
+Label = Annotated[list[str] | None, typer.Option(help=f"{_COLUMN} Cell type: what invae is to predict; trvae never trains on it.")]
+Unlabelled = Annotated[
+    list[str] | None,
+    typer.Option(help="Value that means 'not known' in the columns of --invariant and --label. Repeatable.", show_default=False),
+]
+Unknown = Annotated[
+    list[str] | None,
+    typer.Option(help="error, zero or marginalise, or role=policy: what becomes of unseen covariates. Repeatable. Default: error."),
+]
 
 
 def main() -> None:
@@ -63,13 +71,15 @@ def check(
     invariant: Invariant = None,
     spurious: Spurious = None,
     label: Label = None,
+    unlabelled: Unlabelled = None,
     size: Annotated[str | None, typer.Option(help="Column of obs with library sizes.")] = None,
     kind: Annotated[str | None, typer.Option(help="counts, real or binary. Default: from the values.", show_default=False)] = None,
 ) -> None:
     """Look at data: what the file holds, what is wrong with it, the schema that would be made, and what is confounded."""
     from trifold.cli.checking import inspect
 
-    inspect(data, x, _given(condition=condition, invariant=invariant, spurious=spurious, label=label, size=size, kind=kind))
+    roles = _given(condition=condition, invariant=invariant, spurious=spurious, label=label, unlabelled=unlabelled, size=size, kind=kind)
+    inspect(data, x, roles)
 
 
 @app.command()
@@ -81,12 +91,13 @@ def fit(
         Path | None, typer.Option(exists=True, dir_okay=False, help="TOML with the tables [bold]data[/], [bold]model[/] and [bold]fit[/].")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="table.key=value, over the file and the flags. Repeatable.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Which model: trvae or gamma_vae. Default: trvae.", show_default=False)] = None,
+    preset: Annotated[str | None, typer.Option(help="Which model: trvae, gamma_vae or invae. Default: trvae.", show_default=False)] = None,
     x: X = None,
     condition: Condition = None,
     invariant: Invariant = None,
     spurious: Spurious = None,
     label: Label = None,
+    unlabelled: Unlabelled = None,
     genes: Annotated[int | None, typer.Option(help="Keep this many most variable genes, chosen on training cells only.")] = None,
     hold_out: Annotated[
         list[str] | None,
@@ -106,11 +117,13 @@ def fit(
     Model.fit. For instance: trifold fit data.h5ad --condition condition --hold-out condition=stimulated --hold-out cell_type=NK --out run
 
     Or, for a flat latent of data without conditions: trifold fit data.h5ad --preset gamma_vae --genes 2000 --set model.latent=2 --out run
+
+    Or, to take technique out: trifold fit data.h5ad --preset invae --spurious batch --invariant cell_type --unlabelled unknown --out run
     """
     from trifold.cli.training import train
 
     flags = {
-        "data": _given(x=x, condition=condition, invariant=invariant, spurious=spurious, label=label, genes=genes),
+        "data": _given(x=x, condition=condition, invariant=invariant, spurious=spurious, label=label, unlabelled=unlabelled, genes=genes),
         "model": _given(preset=preset, seed=seed),
         "fit": _given(epochs=epochs, batch=batch, lr=lr, seed=seed, device=device, out=None if out is None else str(out)),
     }
@@ -123,18 +136,79 @@ def latent(
     run: Run,
     data: Data,
     out: Out,
+    block: Annotated[str | None, typer.Option(help="invariant or spurious, of a run of invae. Default: all.", show_default=False)] = None,
     rectified: Annotated[
-        bool, typer.Option("--rectified", help="In coordinates in which distances are lengths in data space, as nearly as can be.")
+        bool,
+        typer.Option(
+            "--rectified",
+            help="In coordinates in which distances are lengths in data space, as nearly as can be; of the invariant block, those of "
+            "expression with technique averaged out.",
+        ),
     ] = False,
     device: Device = "auto",
     missing: Missing = "error",
+    unknown: Unknown = None,
     trust: Trust = None,
     force: Force = False,
 ) -> None:
     """Latent coordinates of cells, in the order of the rows: .h5ad (cells x latent, with obs), .csv or .npy."""
     from trifold.cli.answers import write_latent
 
-    write_latent(run, data, out, rectified=rectified, device=device, missing=missing, trust=trust or (), force=force)
+    more: dict[str, Any] = {"device": device, "missing": missing, "unknown": unknown, "trust": trust or (), "force": force}
+    write_latent(run, data, out, block=block, rectified=rectified, **more)
+
+
+@app.command()
+@readable
+def classify(
+    run: Run,
+    data: Data,
+    out: Out,
+    reject: Annotated[float, typer.Option(help="Probability below which the answer is declined.")] = 0.5,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="A column p_LABEL for each label.")] = False,
+    device: Device = "auto",
+    missing: Missing = "error",
+    unknown: Unknown = None,
+    trust: Trust = None,
+    force: Force = False,
+) -> None:
+    """Labels of cells, with calibrated probabilities and the right to decline: .csv with label, probability and rejected.
+
+    For instance: trifold classify run new.h5ad --reject 0.8 --out labels.csv
+    """
+    from trifold.cli.classifying import write_labels
+
+    more: dict[str, Any] = {"device": device, "missing": missing, "unknown": unknown, "trust": trust or (), "force": force}
+    write_labels(run, data, out, reject=reject, probabilities=probabilities, **more)
+
+
+@app.command("map")
+@readable
+def map_(
+    run: Run,
+    query: Annotated[Path, typer.Argument(exists=True, help="New cells, with the run's column of technique.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Run folder to write.", show_default=False)],
+    reference: Annotated[
+        Path | None, typer.Option(exists=True, help="Cells that the run was trained on, to compare with.", show_default=False)
+    ] = None,
+    adapt: Annotated[bool, typer.Option(help="Let encoders that do not see the batch see new ones.")] = True,
+    steps: Annotated[int, typer.Option(help="Minibatches.")] = 400,
+    seed: Annotated[int, typer.Option(help="Of minibatches and noise.")] = 0,
+    device: Device = "auto",
+    missing: Missing = "error",
+    unknown: Unknown = None,
+    trust: Trust = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    force: Force = False,
+) -> None:
+    """A run that also knows the batches of new cells; of its own cells it says what it said, bit for bit.
+
+    For instance: trifold map run new.h5ad --reference data.h5ad --out mapped
+    """
+    from trifold.cli.mapping import map_query
+
+    more: dict[str, Any] = {"device": device, "missing": missing, "unknown": unknown, "trust": trust or (), "force": force}
+    map_query(run, query, out, reference=reference, adapt=adapt, steps=steps, seed=seed, quiet=quiet, **more)
 
 
 @app.command()
@@ -153,18 +227,18 @@ def predict(
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     device: Device = "auto",
     missing: Missing = "error",
+    unknown: Unknown = None,
     trust: Trust = None,
     force: Force = False,
 ) -> None:
-    """Cells under another condition, as a new .h5ad in the units that the model was trained on.
+    """Cells under another condition or technique, as a new .h5ad in the units that the model was trained on.
 
     For instance: trifold predict run data.h5ad --to condition=stimulated --where condition=control --where cell_type=NK --out nk.h5ad
     """
     from trifold.cli.answers import write_prediction
 
-    write_prediction(
-        run, data, out, to=to, where=where, kind=kind, seed=seed, device=device, missing=missing, trust=trust or (), force=force
-    )
+    more: dict[str, Any] = {"device": device, "missing": missing, "unknown": unknown, "trust": trust or (), "force": force}
+    write_prediction(run, data, out, to=to, where=where, kind=kind, seed=seed, **more)
 
 
 @app.command()
@@ -294,7 +368,7 @@ def path(
 def show(run: Run, trust: Trust = None) -> None:
     """A run: card, schema, objective and history."""
     from trifold.cli import show as screen
-    from trifold.model import load
+    from trifold.loading import load
 
     screen.run(load(run, trust=trust or ()), run)
 
@@ -303,7 +377,7 @@ def show(run: Run, trust: Trust = None) -> None:
 @readable
 def cite(run: Run, trust: Trust = None) -> None:
     """BibTeX entries of what a run is made of."""
-    from trifold.model import load
+    from trifold.loading import load
 
     typer.echo(load(run, trust=trust or ()).cite())
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from trifold.cli import show
 from trifold.cli.files import cells_of
+from trifold.cli.pairs import with_blanks
 from trifold.data import Findings, Schema, Source
 from trifold.data import check as look
 from trifold.data.check import Tally
@@ -32,7 +33,7 @@ def inspect(path: Path, x: str | None, roles: Mapping[str, Any]) -> None:
     found = look(source)
     _file(source, found, path)
     _findings(found)
-    schema = Schema.of(source, **roles)
+    schema = Schema.of(source, **with_blanks(roles, source.obs))
     show.describe(schema)
     _crossed(source.obs, schema)
     if not schema.roles:

@@ -21,7 +21,8 @@ from trifold.data.covariates import require_column
 from trifold.data.source import PickedSource
 from trifold.errors import SpecError, listing
 from trifold.evaluate.space import dense, to_score
-from trifold.model import Model, load
+from trifold.loading import load
+from trifold.model import Model
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -17,7 +17,8 @@ from trifold.data import Source
 from trifold.data.align import align
 from trifold.data.covariates import require_column
 from trifold.errors import SpecError
-from trifold.model import Model, load
+from trifold.loading import load
+from trifold.model import Model
 
 PLOTS = (".png", ".pdf", ".svg")
 _DPI = 150

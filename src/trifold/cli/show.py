@@ -138,6 +138,10 @@ def run(model: Model, path: object) -> None:
     table(f"Run {path}", ["", ""], facts)
     describe(schema)
     table("Objective", ["term", "weight", "what it is", "kind"], model.objective.table(), numbers=["weight"])
+    if "separation" in card:
+        separation(model.separation)
+    for a, b in schema.confounded:
+        say(f"Confounded: no cells tell {a} and {b} apart (trifold check shows the table), so what one has may be the other's.")
     history = model.history
     if history.rows:
         shown = [c for c in history.columns if c.startswith(("train/", "validation/"))]
@@ -146,6 +150,28 @@ def run(model: Model, path: object) -> None:
         seconds = sum(row.get("seconds", 0.0) for row in history.rows)
         values = [(c, *(f"{history.rows[i].get(c, float('nan')):.5g}" for i in at)) for c in shown]
         table(f"History: {len(history)} epochs, {seconds:.0f} s; nats per cell, terms unweighted", ["", *columns], values, numbers=columns)
+
+
+def separation(found: pd.DataFrame) -> None:
+    """Table of how well technique and biology are read from each block and from PCA, by the probe that reads each best.
+
+    Args:
+        found: From :attr:`trifold.Model.separation`; no rows: nothing to tell.
+    """
+    if found.empty:
+        return
+    latents = list(dict.fromkeys(found["latent"]))
+    within = "chance_within" in found
+    heads = [*latents, "chance", *(["chance from biology"] if within else [])]
+    rows = []
+    for (role, column), part in found.groupby(["role", "column"], sort=False):
+        best = part.groupby("latent")["accuracy"].max()
+        values = [best[name] for name in latents] + [part["chance"].iloc[0]] + ([part["chance_within"].iloc[0]] if within else [])
+        unit = "" if part["measure"].iloc[0] == "accuracy" else " (R²)"
+        rows.append((role, f"{column}{unit}", *(_number(v, bold=False) for v in values)))
+    cells = int(found["cells"].max())
+    title = f"Separation: accuracy of the best of three probes on {cells:,} cells not trained on; technique belongs in spurious only"
+    table(title, ["", "column", *heads], rows, numbers=heads)
 
 
 def describe(schema: Any) -> None:
@@ -159,6 +185,8 @@ def describe(schema: Any) -> None:
             values = getattr(column, "values", None)
             what = "numbers" if values is None else f"{len(values)} categories: {listing(values, 8)}"
             rows.append((role, column.name, what))
+    if schema.unlabelled:
+        rows.append(("not known", listing(map(repr, schema.unlabelled)), "in invariant and label"))
     rows.append(("library size", schema.size or "sum over genes", "" if schema.kind == "counts" else "not used"))
     table("Schema", ["", "", ""], rows)
 

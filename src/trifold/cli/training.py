@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from trifold import store
+from trifold import labels, store
 from trifold.cli import show
 from trifold.cli.config import Tables, callables, checked, override, read_config
 from trifold.cli.files import cells_of, in_memory, require_free
-from trifold.cli.pairs import pairs, selection
+from trifold.cli.pairs import pairs, selection, with_blanks
 from trifold.data import Findings, Schema, Source, splits
 from trifold.data import check as look
 from trifold.errors import SpecError
@@ -59,7 +59,7 @@ def train(
     store.check_writable(out)
     source, tables = prepare(cells_of(path, tables["data"].pop("x", None)), tables)
     fit: dict[str, Any] = {"progress": not quiet} | tables["fit"] | {"out": out}
-    schema = Schema.of(source, **tables["data"])
+    schema = Schema.of(source, **with_blanks(tables["data"], source.obs))
     model: Model = callables(tables)["model"](schema, **{k: v for k, v in tables["model"].items() if k != "preset"})
     model.fit(source, **fit)
     show.run(model, out)
@@ -106,21 +106,33 @@ def select_genes(source: Source, count: int, *, hold_out: Mapping[str, Any] | No
 def _next(out: str, path: Path, model: Model, source: Source, hold_out: Mapping[str, Any] | None) -> None:
     """What to type now, with the data's own columns and values."""
     condition = [c.name for c in model.schema.roles.get("condition", ())]
-    flat = model.preset == "gamma_vae"
+    flat, blocks = model.preset == "gamma_vae", "invariant" in model.vae.prior.slices
     show.say("Next:", style="bold")
-    show.say(f"  trifold latent {out} {path}{' --rectified' if flat else ''} --out latent.h5ad")
+    show.say(f"  trifold latent {out} {path}{' --block invariant' * blocks}{' --rectified' * (flat or blocks)} --out latent.h5ad")
     if flat:
         column, values = _classes(source, model.schema, hold_out)
         by = f' --group "{column}"' if column else ""
         show.say(f"  trifold curvature {out} {path}{by} --out curvature.csv --plot plane.png")
         ends = " ".join(f'{option} "{column or "COLUMN"}={value}"' for option, value in zip(("--from", "--to"), values, strict=True))
         show.say(f"  trifold path {out} {path} {ends} --kind geodesic --out path.h5ad --plot genes.png")
+    if blocks:
+        _apart(out, path, model)
     if condition:
         value = (hold_out or {}).get(condition[0]) or getattr(model.schema.column(condition[0]), "values", ["VALUE"])[-1]
         value = value[0] if isinstance(value, list) else value
         show.say(f'  trifold predict {out} {path} --to "{condition[0]}={value}" --out predicted.h5ad')
     if set(hold_out or {}) & set(condition):
         show.say(f"  trifold evaluate {out} {path} --out scores.csv --plots plots")
+
+
+def _apart(out: str, path: Path, model: Model) -> None:
+    """What to type with a model of biology and technique."""
+    if labels.has_predictor(model.objective):
+        show.say(f"  trifold classify {out} {path} --out labels.csv")
+    for column in model.schema.roles.get("spurious", ())[:1]:
+        value = getattr(column, "values", ["VALUE"])[-1]
+        show.say(f'  trifold predict {out} {path} --to "{column.name}={value}" --out predicted.h5ad')
+        show.say(f"  trifold map {out} QUERY.h5ad --reference {path} --out mapped")
 
 
 def _classes(source: Source, schema: Schema, hold_out: Mapping[str, Any] | None) -> tuple[str | None, list[Any]]:

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from trifold.core.posterior import Posterior
 from trifold.core.vae import VAE
 from trifold.errors import TrifoldWarning
 from trifold.nets import RowsLinear
@@ -46,7 +47,7 @@ def _principal(vae: VAE, batches: Iterable[Batch]) -> None:
 
     For counts the encoder's view is log-normalised, which is close to the log rate where it matters, and training does the rest.
     """
-    posterior, out, d = vae.posterior, vae.likelihood.out, vae.posterior.latent
+    posterior, out, d = cast(Posterior, vae.posterior), vae.likelihood.out, vae.posterior.latent
     x = torch.cat([posterior.seen(batch).to_dense() for batch in _first(batches)]).double()
     centre = x.mean(0)
     deviation = x - centre

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
 
+from trifold.core.encoders import BlockPosterior
 from trifold.core.likelihood.base import Likelihood
 from trifold.core.posterior import Posterior, draw
 from trifold.core.prior.base import Prior
@@ -31,7 +32,7 @@ class VAE(Component, nn.Module):
         SpecError: A part that is not of its kind.
     """
 
-    def __init__(self, posterior: Posterior, prior: Prior, decoder: Any, likelihood: Likelihood, *, refine: int = 0):
+    def __init__(self, posterior: Posterior | BlockPosterior, prior: Prior, decoder: Any, likelihood: Likelihood, *, refine: int = 0):
         super().__init__()
         kinds: dict[str, tuple[Any, type]] = {
             "posterior": (posterior, nn.Module),

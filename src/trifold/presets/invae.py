@@ -16,16 +16,17 @@ from trifold.model import Model
 from trifold.nets import MLP
 from trifold.presets.choices import likelihood_for
 from trifold.schedule import Ramp
-from trifold.terms import KL, NLL, ConditionalMMD, Objective, Predictor, ScoreMatching, Term, TotalCorrelation
+from trifold.terms import KL, NLL, Objective, Predictor, Probe, ScoreMatching, Term, TotalCorrelation
 from trifold.train import Plan
 
-PLAIN: dict[str, Any] = {"invariant": 20, "spurious": 5, "hidden": (128, 128), "independence": 10.0}
-PUBLISHED: dict[str, Any] = {"invariant": 30, "spurious": 5, "hidden": (128, 128), "independence": 0.0}
+PLAIN: dict[str, Any] = {"invariant": 20, "spurious": 5, "hidden": (128, 128), "independence": 3.0, "inject": "beside"}
+PUBLISHED: dict[str, Any] = {"invariant": 30, "spurious": 5, "hidden": (128, 128), "independence": 0.0, "inject": "never"}
 PRIORS = ("gaussian", "energy")
-LABEL = 10.0  # weight of the label's cross-entropy
+INJECT = ("beside", "instead", "never")
+LABEL = 100.0  # weight of the label's cross-entropy
 _STYLE: dict[str, Any] = {"norm": "layer", "activation": "gelu", "dropout": 0.1}
 _PUBLISHED_STYLE: dict[str, Any] = {"norm": "batch", "activation": "relu", "dropout": 0.1}
-_PLAN = Plan(batch=128, lr=2e-3, decay="cosine", plateau=None, patience=None, validation=0.1, steps=1_500)
+_PLAN = Plan(batch=128, lr=2e-3, decay="cosine", plateau=None, patience=None, validation=0.1, steps=2_000)
 _PUBLISHED_PLAN = Plan(batch=256, lr=1e-3, weight_decay=1e-4, clip=None, patience=None, plateau=None, validation=0.1)
 _SPREAD = 2.0  # of the technical means that training begins with, in standard deviations within a category
 
@@ -41,7 +42,7 @@ def invae(
     components: int = 16,
     independence: float | None = None,
     technique: float = 10.0,
-    inject: bool = False,
+    inject: str | None = None,
     label_dropout: float | None = None,
     published: bool = False,
     seed: int = 0,
@@ -64,7 +65,8 @@ def invae(
         independence: Weight of the MMD of the invariant block between the categories of e, within those of d where they are known.
         technique: Weight of the spurious block's divergence from its prior against that of the invariant block: above 1, what the blocks
             could both say is said by the invariant one.
-        inject: The decoder sees e in place of the spurious block, which is then left out.
+        inject: ``"beside"``: the decoder sees e beside the spurious block (plain); ``"instead"``: in its place, there is no spurious block;
+            ``"never"``: the spurious block is all that the decoder knows of e (published).
         label_dropout: None: the encoder does not see d. Else it does, and for so large a share of the cells it is hidden in training.
         published: The paper's own choices: the encoder sees d and e, BatchNorm and ReLU, latents 30 + 5, prior means 0, no independence
             term, batches of 256.
@@ -79,10 +81,10 @@ def invae(
 
     Source: Aliee, Kapl, Hediyeh-Zadeh, Theis, arXiv 2307.00558. Deviations of the plain preset: docs/deviations.md.
     """
-    given = {"invariant": invariant, "spurious": spurious, "hidden": hidden, "independence": independence}
+    given = {"invariant": invariant, "spurious": spurious, "hidden": hidden, "independence": independence, "inject": inject}
     chosen = (PUBLISHED if published else PLAIN) | {name: value for name, value in given.items() if value is not None}
     _check(schema, chosen, prior, components=components, technique=technique, label_dropout=label_dropout)
-    if inject:
+    if chosen["inject"] == "instead":
         chosen["spurious"] = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -96,8 +98,8 @@ def invae(
             at = transform if schema.kind == "counts" else "none"
             return Posterior(network, latent, roles=seen, transform=at, hidden_share=label_dropout or 0.0)
 
-        told = ("spurious",) if inject else ()
-        width = schema.width("spurious") if inject else 0
+        told = () if chosen["inject"] == "never" else ("spurious",)
+        width = sum(schema.width(role) for role in told)
         decoder = Decoder(MLP(latent, tuple(reversed(chosen["hidden"])), covariates=width, **style), roles=told)
         vae = VAE(
             BlockPosterior({name: encoder(chosen[name]) for name in ("invariant", "spurious") if chosen[name]}),
@@ -105,7 +107,7 @@ def invae(
             decoder,
             likelihood_for(schema, decoder.width, name=likelihood),
         )
-        terms, weights = _terms(schema, chosen, prior, technique, published=published)
+        terms, weights = _terms(schema, chosen, prior, components, technique, published=published)
     plan = _PUBLISHED_PLAN if published else _PLAN
     return Model(schema, vae, Objective(terms, weights), plan=plan, preset="invae")
 
@@ -134,7 +136,7 @@ def _priors(schema: Schema, chosen: Mapping[str, Any], prior: str, components: i
 
 
 def _terms(
-    schema: Schema, chosen: Mapping[str, Any], prior: str, technique: float, *, published: bool
+    schema: Schema, chosen: Mapping[str, Any], prior: str, components: int, technique: float, *, published: bool
 ) -> tuple[dict[str, Term], dict[str, Any]]:
     """The objective's terms and weights."""
     blocks = {"invariant": 1.0, "spurious": 1.0 if published else technique}
@@ -146,14 +148,17 @@ def _terms(
             weights[f"kl_{name}"] = weight if published else Ramp(weight, end=0.3)
     if prior == "energy":
         terms["score_matching"] = ScoreMatching("invariant")
-    known = len(schema.categories("invariant")) > 1
+    known = len(schema.categories("invariant"))
+    mixture = not published and prior == "gaussian" and not _numbers(schema, "invariant")
+    strata = (known or components) if mixture else 0
     batches = len(schema.categories("spurious"))
     if published and chosen["spurious"]:
         terms["independence"] = TotalCorrelation(one_sided=False, centred=False)
         weights["independence"] = chosen["independence"]
     elif not published and batches > 1:
-        terms["independence"] = ConditionalMMD(within="invariant" if known else None)
-        weights["independence"] = Ramp(chosen["independence"], end=0.5)
+        told: dict[str, Any] = {"within": "invariant", "strata": strata, "inferred": True} if strata > 1 else {}
+        terms["independence"] = Probe(width=chosen["invariant"], categories=batches, **told)
+        weights["independence"] = chosen["independence"]
     if not published and chosen["spurious"] and batches > 1:
         terms["technique"] = Predictor("spurious", "spurious", width=chosen["spurious"], categories=batches)
     target = "label" if "label" in schema.roles else "invariant"
@@ -183,6 +188,10 @@ def _check(
         )
     if prior not in PRIORS:
         raise SpecError(f"prior needs 'gaussian' or 'energy'; found {prior!r}.{suggest(prior, PRIORS)}")
+    if chosen["inject"] not in INJECT:
+        raise SpecError(
+            f"inject needs one of {', '.join(map(repr, INJECT))}; found {chosen['inject']!r}.{suggest(str(chosen['inject']), INJECT)}"
+        )
     if not schema.roles.get("invariant"):
         for name, asked in (("prior='energy'", prior == "energy"), ("label_dropout", label_dropout is not None)):
             if asked:

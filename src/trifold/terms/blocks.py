@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
@@ -54,3 +55,28 @@ def category(p: Pass, role: str) -> Tensor:
     if role not in p.batch.code:
         raise SpecError(f"The batch has no role {role!r}.{suggest(role, p.batch.code)} It has: {', '.join(p.batch.code) or 'none'}.")
     return p.batch.code[role]
+
+
+def stratum(p: Pass, role: str, *, block: str | None = None) -> Tensor:
+    """[n] int64 category of a role, and, given a block, for cells of unknown category the one that the block's prior finds likeliest.
+
+    Where the prior is a mixture of its own, its components are the categories. No gradient passes.
+
+    Args:
+        p: The pass.
+        role: Role of the batch; with a block it may be absent.
+        block: Name of a block whose prior has candidates; None: unknown cells stay -1.
+
+    Raises:
+        SpecError: The batch lacks the role, or the block's prior is no mixture.
+    """
+    if block is None:
+        return category(p, role)
+    at = columns(p, block)
+    found = p.vae.prior.blocks[block].candidates(p.batch)
+    if found is None:
+        raise SpecError(
+            f"The prior of block {block!r} tells no categories: it is neither a mixture nor conditional with unknown='mixture'."
+        )
+    with torch.no_grad():
+        return found.assign(p.z[:, at].float())  # type: ignore[no-any-return]

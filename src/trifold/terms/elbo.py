@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,9 +28,10 @@ class NLL(Term):
 class KL(Term):
     """KL(q(z | x, c) || p(z | c)), nats per cell, summed over latent dimensions.
 
-    In closed form where torch knows it for the pair, else the one-sample estimate log q(z) - log p(z); for a prior of named blocks, block
-    by block. Cells whose category a conditional prior does not know, and takes for any, count by the bound of :func:`mixed`. Of a prior
-    that is known up to a constant the parameters are held: the value is off by that constant, and the gradient goes to the encoder only.
+    In closed form where torch knows it for the pair; from a mixture by the bound of :func:`mixed`, and so too for cells whose category a
+    conditional prior takes for any; else the one-sample estimate log q(z) - log p(z). For a prior of named blocks, block by block. Of a
+    prior that is known up to a constant the parameters are held: the value is off by that constant, and the gradient goes to the encoder
+    only.
 
     Args:
         block: Name of the prior's block whose divergence it is, so that blocks can be weighted apart; None: of all of z.
@@ -80,31 +80,32 @@ def _at_least(nats: float, value: Tensor) -> Tensor:
     return value if nats == 0 else value.clamp_min(nats)
 
 
-def mixed(apart: Tensor) -> Tensor:
-    r"""An upper bound of KL(q || mean of k distributions), from the divergence of q from each. Nats.
+def mixed(apart: Tensor, log_share: Tensor) -> Tensor:
+    r"""An upper bound of KL(q || a mixture of k distributions), from the divergence of q from each. Nats.
 
-    .. math:: -\log \frac1k \sum_j e^{-\mathrm{KL}(q \| p_j)}
+    .. math:: -\log \sum_j w_j e^{-\mathrm{KL}(q \| p_j)}
 
     Exact where the p_j are the same, or far from each other against the width of q.
 
     Args:
         apart: [n, k] nats.
+        log_share: [k] log w.
 
     Returns:
         [n].
 
     Source: Hershey and Olsen, ICASSP 2007, the variational approximation, of one Gaussian from a mixture.
     """
-    return math.log(apart.shape[1]) - (-apart).logsumexp(1)
+    return -(log_share - apart).logsumexp(1)
 
 
 def _divergence(qz: Distribution, prior: Any, z: Tensor, p: Pass) -> Tensor:
-    value = _own(qz, prior, z, p)
-    open_, each = prior.candidates(p.batch)
-    if open_ is None:
-        return value
+    found = prior.candidates(p.batch)
+    if found is None:
+        return _own(qz, prior, z, p)
     wide = Independent(Normal(qz.mean[:, None], qz.stddev[:, None], validate_args=False), 1, validate_args=False)
-    return torch.where(open_, mixed(kl_divergence(wide, each)), value)
+    bound = mixed(kl_divergence(wide, found.each), found.log_share)
+    return bound if found.known is None else torch.where(found.known < 0, bound, _own(qz, prior, z, p))
 
 
 def _own(qz: Distribution, prior: Any, z: Tensor, p: Pass) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from trifold.errors import SpecError
 from trifold.records import Pass
 from trifold.terms.base import Term
-from trifold.terms.blocks import category, sample
+from trifold.terms.blocks import category, sample, stratum
 from trifold.terms.head import Head
 
 
@@ -44,6 +44,8 @@ class Probe(Term):
         categories: Number of joint categories of the role.
         within: Role that the classifier is told, so that only what the block says beyond it is unlearned (for confounded roles); or None.
         strata: Number of joint categories of ``within``.
+        inferred: Cells whose category of ``within`` is unknown count as of the one that the block's prior finds likeliest; if the prior is
+            a mixture of its own, all cells, and ``strata`` is the number of its components. Else they are told none.
         hidden: Widths of the classifier's layers; (): linear.
         strength: What the reversed gradient is multiplied by; 0: the encoder is left alone, and the term only measures.
 
@@ -64,6 +66,7 @@ class Probe(Term):
         categories: int,
         within: str | None = None,
         strata: int = 1,
+        inferred: bool = False,
         hidden: Sequence[int] = (64,),
         strength: float = 1.0,
     ):
@@ -76,6 +79,7 @@ class Probe(Term):
         self.categories = categories
         self.within = within
         self.strata = strata
+        self.inferred = inferred
         self.hidden = tuple(hidden)
         self.strength = strength
         self.head = Head(width, categories, hidden=self.hidden, covariates=0 if within is None else strata)
@@ -92,5 +96,5 @@ class Probe(Term):
         z = reverse(sample(p, self.block), self.strength)
         if self.within is None:
             return self.head(z)  # type: ignore[no-any-return]
-        stratum = torch.nn.functional.one_hot(category(p, self.within) + 1, self.strata + 1)[:, 1:]
-        return self.head(z, stratum.to(z.dtype))  # type: ignore[no-any-return]
+        told = stratum(p, self.within, block=self.block if self.inferred else None)
+        return self.head(z, torch.nn.functional.one_hot(told + 1, self.strata + 1)[:, 1:].to(z.dtype))  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,7 @@ def fit(
     epochs: int,
     cells: int,
     validation: Callable[[], Iterable[Batch]] | None = None,
+    watch: Mapping[str, float] | None = None,
     seed: int = 0,
     device: str = "auto",
     report: Callable[[dict[str, float]], None] | None = None,
@@ -51,6 +52,7 @@ def fit(
         epochs: Number of epochs at most.
         cells: Number of training cells.
         validation: () -> the minibatches to watch. None: no early stopping, the last weights are kept.
+        watch: term -> weight, of the terms whose sum is watched, as ``validation/watched``; None: the loss.
         seed: Of dropout and of the noise of z.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
         report: Called with each epoch's row of the history.
@@ -93,7 +95,9 @@ def fit(
                 row = {"epoch": epoch, "step": done, "lr": lr * plan.rate(at), **mean.row("train")}
                 if validation is not None:
                     row |= _watch(network, step, validation(), fabric, seed, cells)
-                    loss = row["validation/loss"]
+                    if watch is not None:
+                        row["validation/watched"] = sum(weight * row.get(f"validation/{name}", 0.0) for name, weight in watch.items())
+                    loss = row["validation/loss" if watch is None else "validation/watched"]
                     if not math.isfinite(loss):
                         guard.stop(done, "validation loss", lr)
                     since = 0 if loss < best_loss - 1e-4 * abs(best_loss if math.isfinite(best_loss) else 0) else since + 1

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 
 from trifold.records import Batch
 from trifold.spec import Component
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Components of a mixture prior, of which a cell's latent is one.
+
+    Args:
+        each: The components, diagonal Gaussians: batch [1, k], event [d].
+        log_share: [k] log probability of each component.
+        known: [n] int64 component of each cell, -1 where it may be any; None: any for all cells.
+    """
+
+    each: Independent
+    log_share: Tensor
+    known: Tensor | None = None
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """[n, k] log p(k) p(z | k), nats."""
+        return self.each.log_prob(z[:, None]) + self.log_share
+
+    def assign(self, z: Tensor) -> Tensor:
+        """[n] the component of each cell: the known one, or the most probable."""
+        likely = self.log_prob(z).argmax(1)
+        return likely if self.known is None else torch.where(self.known < 0, likely, self.known)
 
 
 class Prior(Component, nn.Module, ABC):
@@ -32,13 +57,9 @@ class Prior(Component, nn.Module, ABC):
         """The distribution of each cell's latent (batch [n], event [d]) where it is one that torch knows, else None."""
         return None
 
-    def candidates(self, batch: Batch) -> tuple[Tensor, Distribution] | tuple[None, None]:
-        """For a prior that takes a cell of unknown category for one of any, with equal chances.
-
-        Returns:
-            ([n] which cells these are; the distributions of all categories, batch [1, k], event [d]); (None, None) for other priors.
-        """
-        return None, None
+    def candidates(self, batch: Batch) -> Candidates | None:
+        """For a prior that is a mixture, for all cells or for those of unknown category; None for other priors."""
+        return None
 
     def carry(self, z: Tensor, batch: Batch, under: Batch) -> Tensor:
         """[n, d] each cell's z, [n, d], moved from its place under the covariates of ``batch`` to the same place under those of ``under``.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from trifold.core.covariates import joined, row_of
-from trifold.core.prior.base import Prior
+from trifold.core.prior.base import Candidates, Prior
 from trifold.errors import SpecError, suggest
 from trifold.records import Batch
 
@@ -106,7 +106,7 @@ class ConditionalGaussian(Prior):
         self.register_buffer("known", torch.cat([torch.ones(categories, 1), torch.zeros(1, 1)]), persistent=False)
 
     def distribution(self, batch: Batch) -> Independent:
-        """Batch [n], event [d]."""
+        """Batch [n], event [d]; N(0, I) for cells of unknown category, whatever they may be of (:meth:`candidates`)."""
         row = row_of(batch, self.role, self.categories)
         known = self.get_buffer("known")[row]
         mean = self._value(self.mean, self.mean_slope, row, batch)
@@ -116,23 +116,24 @@ class ConditionalGaussian(Prior):
     def log_prob(self, z: Tensor, batch: Batch) -> Tensor:
         """[n] log p(z | c), nats."""
         value = self.distribution(batch).log_prob(z)
-        open_, each = self.candidates(batch)
-        if open_ is None or each is None:
-            return value
-        return torch.where(open_, each.log_prob(z[:, None]).logsumexp(1) - math.log(self.categories), value)
+        found = self.candidates(batch)
+        return value if found is None else torch.where(batch.code[self.role] < 0, found.log_prob(z).logsumexp(1), value)
 
-    def candidates(self, batch: Batch) -> tuple[Tensor, Independent] | tuple[None, None]:
-        """[n] cells of unknown category and, where they may be of any, N(m(c), diag v(c)) of every category, batch [1, k], event [d]."""
+    def candidates(self, batch: Batch) -> Candidates | None:
+        """All categories, with equal shares, for the cells of unknown category, if these may be of any."""
         if self.unknown == "normal":
-            return None, None
-        every = torch.arange(self.categories, device=batch.size.device)
+            return None
+        device = batch.size.device
+        every = torch.arange(self.categories, device=device)
         mean, log_var = (self._value(table, None, every, batch)[None] for table in (self.mean, self.log_var))
-        return row_of(batch, self.role, self.categories) == self.categories, _gaussian(mean, torch.exp(0.5 * log_var.clamp(-12, 12)))
+        share = torch.full((self.categories,), -math.log(self.categories), device=device)
+        return Candidates(_gaussian(mean, torch.exp(0.5 * log_var.clamp(-12, 12))), share, batch.code[self.role])
 
     def carry(self, z: Tensor, batch: Batch, under: Batch) -> Tensor:
         """[n, d] (z - m(c)) / s(c) s(c') + m(c'), which carries N(m, s²) of the one category to that of the other."""
         here, there = self.distribution(batch), self.distribution(under)
-        return (z - here.mean) / here.stddev * there.stddev + there.mean
+        moved = (z - here.mean) / here.stddev * there.stddev + there.mean
+        return torch.where((here.mean == there.mean) & (here.stddev == there.stddev), z, moved)  # staying is exact
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from trifold.core.prior.base import Prior
+from trifold.core.prior.base import Candidates, Prior
 from trifold.errors import SpecError
 from trifold.records import Batch
 
@@ -14,7 +14,7 @@ from trifold.records import Batch
 class Mixture(Prior):
     r""":math:`p(z) = \sum_k w_k N(z; m_k, \mathrm{diag}\, v_k)`, whatever the covariates.
 
-    Means begin as draws of N(0, I), so that components differ. KL has no closed form with it: it is estimated from one sample.
+    Means begin as draws of N(0, I), so that components differ. KL has no closed form with it: the ELBO takes a bound of it.
     (A VampPrior, whose components are posteriors of learned pseudo-inputs, is not offered: a prior would hold the posterior's network.)
 
     Args:
@@ -42,6 +42,12 @@ class Mixture(Prior):
         each = Normal(self.mean.expand(shape), scale.expand(shape), validate_args=False)
         share = Categorical(logits=self.logit.expand(shape[:2]), validate_args=False)
         return MixtureSameFamily(share, Independent(each, 1, validate_args=False), validate_args=False)
+
+    def candidates(self, batch: Batch) -> Candidates:
+        """The components, of which every cell is one."""
+        scale = torch.exp(0.5 * self.log_var.clamp(-12, 12))
+        each = Independent(Normal(self.mean[None], scale[None], validate_args=False), 1, validate_args=False)
+        return Candidates(each, self.logit.log_softmax(0))
 
     def log_prob(self, z: Tensor, batch: Batch) -> Tensor:
         """[n] log of the mixture's density, nats."""

@@ -1,0 +1,170 @@
+"""Answers for cells whose covariates are unknown: averages over the known categories, weighted by their share of the training cells."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trifold.core import VAE
+from trifold.data import Cells, Schema
+from trifold.data.columns import Number
+from trifold.errors import FormatError
+from trifold.inference import Inference, cut
+from trifold.records import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Filling:
+    """The categories that stand in for an unknown role, [k] of them.
+
+    Args:
+        role: Of the schema.
+        design: [k, c] of each joint category.
+        code: [k].
+        share: [k] of the training cells, sums to 1.
+    """
+
+    role: str
+    design: Tensor
+    code: Tensor
+    share: Tensor
+
+    def put(self, batch: Batch, at: int | Tensor) -> Batch:
+        """The batch with every cell's role at one category, or at one each, [n]."""
+        index = torch.as_tensor(at, device=self.code.device).expand(batch.n)
+        design, code = self.design[index].to(batch.size.device), self.code[index].to(batch.size.device)
+        return batch.under(code={self.role: code}, **{self.role: design})
+
+
+def shares(card: Mapping[str, Any], role: str) -> Tensor:
+    """[k] share of each joint category of a role in the training cells, float32.
+
+    Raises:
+        FormatError: The run was written before they were kept.
+    """
+    if role not in card.get("counts", {}):
+        raise FormatError(
+            f"The shares of the categories of {role!r} are kept by fit, and this run was written by a trifold without. Train it again."
+        )
+    counts = torch.tensor(card["counts"][role], dtype=torch.float32)
+    return counts / counts.sum() if counts.sum() > 0 else torch.full_like(counts, 1 / max(1, len(counts)))
+
+
+def fillings(schema: Schema, card: Mapping[str, Any], policy: Mapping[str, str], seen: Sequence[str]) -> list[Filling]:
+    """What stands in for each role that is to be averaged over and that the model sees.
+
+    Args:
+        schema: Of the training data.
+        card: Of the run: shares of the categories.
+        policy: role -> ``"error"``, ``"zero"`` or ``"marginalise"``.
+        seen: Roles on which the answer depends.
+    """
+    found = []
+    for role in schema.roles:
+        if policy.get(role) == "marginalise" and role in seen and len(schema.categories(role)):
+            design, code = schema.combinations(role)
+            found.append(Filling(role, torch.from_numpy(design), torch.from_numpy(code), shares(card, role)))
+    return found
+
+
+def moved_fillings(schema: Schema, found: Sequence[Filling], to: Mapping[str, Any]) -> list[Filling]:
+    """The same categories with some of their columns at a target's values."""
+    import pandas as pd
+
+    out = []
+    for filling in found:
+        columns = schema.roles[filling.role]
+        here = {column.name: to[column.name] for column in columns if column.name in to}
+        if here:
+            named = [c.name for c in columns if not isinstance(c, Number)]
+            table = pd.DataFrame(schema.categories(filling.role), columns=named, index=range(len(filling.code)), dtype=object)
+            numbers = {c.name: c.mean for c in columns if isinstance(c, Number)}
+            obs = schema.under(table.assign(**numbers), here)
+            design, code = schema.covariates(obs, [filling.role], unknown="zero")
+            filling = replace(filling, design=torch.from_numpy(design[filling.role]), code=torch.from_numpy(code[filling.role]))
+        out.append(filling)
+    return out
+
+
+def sees(vae: VAE, schema: Schema, *, decoded: bool = False, told: str | None = None, to: Mapping[str, Any] | None = None) -> list[str]:
+    """Roles on which a cell's place depends, and, where it is decoded, on which its expression does.
+
+    Args:
+        vae: The model. Parts that do not say which roles they see may see all.
+        schema: Of the training data.
+        decoded: Whether the decoder is asked.
+        told: Role that the decoder is told in any case.
+        to: column -> value, if the prior moves cells there.
+    """
+    encoder = getattr(vae.posterior, "blocks", None)
+    parts: list[Any] = list(encoder.values()) if encoder else [vae.posterior]
+    if vae.refine:
+        parts.append(vae.decoder)
+    roles = {role for part in parts for role in getattr(part, "roles", schema.roles)}
+    if decoded:
+        roles |= {role for role in getattr(vae.decoder, "roles", schema.roles) if role != told}
+    if vae.refine:
+        roles |= set(vae.prior.roles)
+    roles |= {role for role in vae.prior.roles for column in schema.roles.get(role, ()) if column.name in (to or {})}
+    if decoded and getattr(vae.likelihood, "dispersion", "gene") == "condition" and vae.likelihood.role != told:
+        roles.add(vae.likelihood.role)  # type: ignore[arg-type]
+    return [role for role in schema.roles if role in roles]
+
+
+def groups(cells: Cells, index: np.ndarray, found: Sequence[Filling]) -> Iterator[tuple[list[Filling], np.ndarray]]:
+    """The cells that lack the same roles: ([those roles' fillings], [m] positions in ``index``), cells that lack none first."""
+    lacking = np.zeros(len(index), dtype=np.int64)
+    for bit, filling in enumerate(found):
+        lacking |= (cells.code[filling.role][index] < 0).astype(np.int64) << bit
+    for pattern in np.unique(lacking):
+        yield [f for bit, f in enumerate(found) if pattern >> bit & 1], np.flatnonzero(lacking == pattern)
+
+
+def ways(found: Sequence[Filling]) -> Iterator[tuple[float, tuple[int, ...]]]:
+    """(weight, position in each filling) of every joint choice that has a weight; without fillings, one choice of nothing."""
+    for choice in itertools.product(*(range(len(f.code)) for f in found)):
+        weight = float(np.prod([float(f.share[j]) for f, j in zip(found, choice, strict=True)]))
+        if weight > 0:
+            yield weight, choice
+
+
+def average(found: Sequence[Filling], f: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """[n, ...] f of the batch, averaged over every choice of what it lacks."""
+    if not found:
+        return f(batch)
+    total: Any = 0.0
+    for weight, choice in ways(found):
+        filled = batch
+        for filling, at in zip(found, choice, strict=True):
+            filled = filling.put(filled, at)
+        total = total + weight * f(filled)
+    return total  # type: ignore[no-any-return]
+
+
+def collect(network: nn.Module, cells: Cells, f: Callable[[Batch], Tensor], found: Sequence[Filling], device: torch.device) -> np.ndarray:
+    """[n, ...] float32 of all cells, in order; averages where a cell lacks a role that is to be averaged over."""
+    parts, order = [], []
+    with Inference(network, device) as there:
+        for lacking, members in groups(cells, np.arange(cells.n), found):
+            for at in cut(members):
+                parts.append(average(lacking, f, cells.batch(at).to(there)).float().cpu().numpy())
+                order.append(at)
+    return in_order(np.concatenate(parts), np.concatenate(order))
+
+
+def in_order(values: Any, at: np.ndarray) -> Any:
+    """Rows put back at their positions, [n]; as they are where they are in order."""
+    return values if (np.diff(at) > 0).all() else values[np.argsort(at, kind="stable")]
+
+
+def hidden(batch: Batch, roles: Sequence[str]) -> Batch:
+    """The batch with some roles unknown: zeros, and the code -1."""
+    there = [role for role in roles if role in batch.code]
+    code = {role: torch.full_like(batch.code[role], -1) for role in there}
+    return batch.under(code=code, **{role: torch.zeros_like(batch.design[role]) for role in there})
