@@ -161,10 +161,12 @@ def main() -> None:
     if asked.only_train:
         return
     asked.out.mkdir(parents=True, exist_ok=True)
-    pd.concat(scores).to_csv(asked.out / "integration.csv", index=False, float_format="%.4f")
-    pd.concat(labels).to_csv(asked.out / "integration_labels.csv", index=False, float_format="%.4f")
-    parts = ("trifold", "torch", "scib-metrics", "scanpy", "harmonypy")
-    print("\n" + ", ".join(f"{p} {version(p)}" for p in parts) + f", Python {platform.python_version()}")
+    for name in asked.names:
+        for kind, parts in (("", scores), ("_labels", labels)):
+            table = pd.concat(parts).query("set == @name")
+            table.to_csv(asked.out / f"integration{kind}_{name}.csv", index=False, float_format="%.4f")
+    packages = ("torch", "scib-metrics", "scanpy", "harmonypy")
+    print(f"\ntrifold {tri.__version__}, " + ", ".join(f"{p} {version(p)}" for p in packages) + f", Python {platform.python_version()}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def files(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("atlas")
     a = atlas(data)
     for name, mask in (("known", a.obs["batch"] != "c"), ("new", a.obs["batch"] == "c")):
-        a[mask.to_numpy()].write_h5ad(folder / f"{name}.h5ad")
+        a[mask.to_numpy()].copy().write_h5ad(folder / f"{name}.h5ad")
     return folder / "known.h5ad", folder / "new.h5ad"
 
 

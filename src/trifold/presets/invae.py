@@ -62,7 +62,8 @@ def invae(
         likelihood: As in the other presets; None: from the data.
         prior: ``"gaussian"``: factorised; ``"energy"``: not factorised over the dimensions of the invariant block; score matching fits it.
         components: Gaussians of the prior of the invariant block where the schema has no invariant role.
-        independence: Weight of the MMD of the invariant block between the categories of e, within those of d where they are known.
+        independence: Weight of what keeps the invariant block from telling e: a probe with reversed gradient that is told d, or, where d is
+            unknown, the component of the prior that a cell most likely belongs to (plain); the blocks' total correlation (published).
         technique: Weight of the spurious block's divergence from its prior against that of the invariant block: above 1, what the blocks
             could both say is said by the invariant one.
         inject: ``"beside"``: the decoder sees e beside the spurious block (plain); ``"instead"``: in its place, there is no spurious block;
@@ -150,13 +151,13 @@ def _terms(
         terms["score_matching"] = ScoreMatching("invariant")
     known = len(schema.categories("invariant"))
     mixture = not published and prior == "gaussian" and not _numbers(schema, "invariant")
-    strata = (known or components) if mixture else 0
+    strata = known or (components if mixture else 0)
     batches = len(schema.categories("spurious"))
     if published and chosen["spurious"]:
         terms["independence"] = TotalCorrelation(one_sided=False, centred=False)
         weights["independence"] = chosen["independence"]
     elif not published and batches > 1:
-        told: dict[str, Any] = {"within": "invariant", "strata": strata, "inferred": True} if strata > 1 else {}
+        told: dict[str, Any] = {"within": "invariant", "strata": strata, "inferred": mixture} if strata > 1 else {}
         terms["independence"] = Probe(width=chosen["invariant"], categories=batches, **told)
         weights["independence"] = chosen["independence"]
     if not published and chosen["spurious"] and batches > 1:
