@@ -55,7 +55,9 @@ def separation_of(vae: VAE, cells: Cells, train: np.ndarray, watched: np.ndarray
         if column in obs:
             blank = obs[column].isin(list(cells.schema.unlabelled))
             obs[column] = obs[column].astype(object).where(~blank, None) if blank.any() else obs[column]
-    within = next((role for role in ("label", "invariant") if len(cells.schema.categories(role)) > 1), None)
+    # what composition gives away is known only where all labels are: which cells have none can tell the batch
+    told = (role for role in ("label", "invariant") if len(cells.schema.categories(role)) > 1 and (cells.code[role][index] >= 0).all())
+    within = next(told, None)
     if within is not None:
         obs[_WITHIN] = cells.code[within][index].astype(str)
     rows: list[dict[str, Any]] = []

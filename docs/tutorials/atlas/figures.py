@@ -10,6 +10,8 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch
+
 HERE = Path(__file__).resolve().parent
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n.*?```\n)?", re.DOTALL)
 
@@ -33,5 +35,6 @@ def run(data: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("One argument is needed: the path of pbmc_3tech_counts.h5ad.")
+    torch.set_num_threads(1)  # before numba, which else leaves torch all cores
     warnings.simplefilter("ignore")  # a value for "not known" that does not occur, and genes that are zero in every cell
     run(sys.argv[1])

@@ -51,12 +51,11 @@ def draw_separation(ax: Axes, table: pd.DataFrame, *, title: str = "") -> None:
         chance = float(part["chance"].iloc[0] if np.isnan(within) else within)
         ax.plot([chance, chance], [y - 0.28, y + 0.28], color="#000000", linewidth=2.5, label="chance" if y == 0 else None, zorder=2)
         names.append(f"{column} ({part['role'].iloc[0]})" if "role" in part else column)
-    for latent in dict.fromkeys(table["latent"]):
+    latents = list(dict.fromkeys(table["latent"]))
+    for latent, shift in zip(latents, np.linspace(-0.17, 0.17, len(latents)) if len(latents) > 1 else [0.0], strict=True):
         colour, marker = _LOOKS.get(latent, _REST)
-        at = [best[column, latent] for column in columns]
-        ax.scatter(
-            at, np.arange(len(columns)), s=70, color=colour, marker=marker, edgecolors="white", linewidths=0.6, label=latent, zorder=3
-        )
+        at, rows = [best[column, latent] for column in columns], np.arange(len(columns)) + shift  # apart, so that none hides another
+        ax.scatter(at, rows, s=50, color=colour, marker=marker, edgecolors="white", linewidths=0.6, label=latent, zorder=3)
     ax.set_yticks(np.arange(len(columns)), names, fontsize=SMALL)
     ax.set_ylim(len(columns) - 0.5, -0.5)
     ax.set_xlim(min(0.0, ax.get_xlim()[0]), 1.03)
