@@ -92,7 +92,10 @@ def main() -> None:
             data = ad.read_h5ad(asked.data / f"{name}_transfer_{seed}.h5ad")
             parts.append(one(data, seed).assign(set=name, seed=seed))
         table = pd.concat(parts).query("set == @name").groupby("method", sort=False)[COLUMNS].mean()
-        print(f"\n### {name}: {len(asked.seeds)} batches left out\n\n| method | " + " | ".join(COLUMNS) + " |\n" + "|---" * 8 + "|", flush=True)
+        print(
+            f"\n### {name}: {len(asked.seeds)} batches left out\n\n| method | " + " | ".join(COLUMNS) + " |\n" + "|---" * 8 + "|",
+            flush=True,
+        )
         for method, row in table.iterrows():
             print(
                 f"| {method} | "
