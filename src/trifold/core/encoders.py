@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent
 
 from trifold.core.posterior import Posterior
+from trifold.dist import diagonal
 from trifold.errors import SpecError
 from trifold.records import Batch
 from trifold.spec import Component
@@ -47,7 +48,7 @@ class BlockPosterior(Component, nn.Module):
         """The distribution of each cell's latent: batch [n], event [d]."""
         parts = [part(batch).base_dist for part in self.blocks.values()]
         mean, scale = torch.cat([q.loc for q in parts], 1), torch.cat([q.scale for q in parts], 1)
-        return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+        return diagonal(mean, scale)
 
     @torch.no_grad()
     def start(self, batches: Iterable[Batch]) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent
 
 from trifold.core.covariates import joined
+from trifold.dist import diagonal
 from trifold.errors import SpecError, suggest
 from trifold.nets import MLP, RowsLinear
 from trifold.records import Batch, Rows
@@ -81,7 +82,7 @@ class Posterior(Component, nn.Module):
         mean, raw = self.head(self.network(rows, covariates)).float().chunk(2, 1)
         if self.straight is not None:
             mean = mean + self.straight(rows).float()
-        return Independent(Normal(mean, torch.exp(0.5 * raw.clamp(-12, 12)), validate_args=False), 1, validate_args=False)
+        return diagonal(mean, torch.exp(0.5 * raw.clamp(-12, 12)))
 
     @torch.no_grad()
     def start(self, batches: Iterable[Batch]) -> None:

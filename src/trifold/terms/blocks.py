@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from trifold.dist import diagonal
 from trifold.errors import SpecError, suggest
 from trifold.records import Pass
 
@@ -43,7 +44,7 @@ def marginal(p: Pass, block: str | None) -> Independent:
     if not (isinstance(p.qz, Independent) and isinstance(p.qz.base_dist, Normal)):
         raise SpecError(f"Blocks need a posterior Independent(Normal, 1); found {type(p.qz).__name__}.")
     mean, scale = p.qz.base_dist.loc[:, at], p.qz.base_dist.scale[:, at]
-    return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+    return diagonal(mean, scale)
 
 
 def category(p: Pass, role: str) -> Tensor:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
+from trifold.dist import diagonal
 from trifold.errors import SpecError
 from trifold.records import Pass
 from trifold.terms.base import Term
@@ -103,7 +104,7 @@ def _divergence(qz: Distribution, prior: Any, z: Tensor, p: Pass) -> Tensor:
     found = prior.candidates(p.batch)
     if found is None:
         return _own(qz, prior, z, p)
-    wide = Independent(Normal(qz.mean[:, None], qz.stddev[:, None], validate_args=False), 1, validate_args=False)
+    wide = diagonal(qz.mean[:, None], qz.stddev[:, None])
     bound = mixed(kl_divergence(wide, found.each), found.log_share)
     return bound if found.known is None else torch.where(found.known < 0, bound, _own(qz, prior, z, p))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from trifold.core.prior.base import Prior
+from trifold.dist import diagonal
 from trifold.errors import SpecError
 from trifold.records import Batch
 
@@ -76,4 +77,4 @@ class Blocks(Prior):
             return None
         mean = torch.cat([part.mean for part in parts], 1)  # type: ignore[union-attr]
         scale = torch.cat([part.stddev for part in parts], 1)  # type: ignore[union-attr]
-        return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+        return diagonal(mean, scale)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent
 
 from trifold.core.covariates import joined, row_of
 from trifold.core.prior.base import Candidates, Prior
+from trifold.dist import diagonal
 from trifold.errors import SpecError, suggest
 from trifold.records import Batch
 
@@ -32,7 +33,7 @@ class StandardNormal(Prior):
     def distribution(self, batch: Batch) -> Independent:
         """Batch [n], event [d]."""
         zero = torch.zeros(batch.n, self.latent, device=batch.size.device)
-        return _gaussian(zero, torch.ones_like(zero))
+        return diagonal(zero, torch.ones_like(zero))
 
     def log_prob(self, z: Tensor, batch: Batch) -> Tensor:
         """[n] log N(z; 0, I), nats."""
@@ -111,7 +112,7 @@ class ConditionalGaussian(Prior):
         known = self.get_buffer("known")[row]
         mean = self._value(self.mean, self.mean_slope, row, batch)
         log_var = self._value(self.log_var, self.log_var_slope, row, batch)
-        return _gaussian(mean * known, torch.exp(0.5 * (log_var * known).clamp(-12, 12)))
+        return diagonal(mean * known, torch.exp(0.5 * (log_var * known).clamp(-12, 12)))
 
     def log_prob(self, z: Tensor, batch: Batch) -> Tensor:
         """[n] log p(z | c), nats."""
@@ -127,7 +128,7 @@ class ConditionalGaussian(Prior):
         every = torch.arange(self.categories, device=device)
         mean, log_var = (self._value(table, None, every, batch)[None] for table in (self.mean, self.log_var))
         share = torch.full((self.categories,), -math.log(self.categories), device=device)
-        return Candidates(_gaussian(mean, torch.exp(0.5 * log_var.clamp(-12, 12))), share, batch.code[self.role])
+        return Candidates(diagonal(mean, torch.exp(0.5 * log_var.clamp(-12, 12))), share, batch.code[self.role])
 
     def carry(self, z: Tensor, batch: Batch, under: Batch) -> Tensor:
         """[n, d] (z - m(c)) / s(c) s(c') + m(c'), which carries N(m, s²) of the one category to that of the other."""
@@ -152,7 +153,3 @@ class ConditionalGaussian(Prior):
             return value
         design = joined(batch, (self.role,))
         return value + design[:, list(self.numbers)] @ slope  # type: ignore[index]
-
-
-def _gaussian(mean: Tensor, scale: Tensor) -> Independent:
-    return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)

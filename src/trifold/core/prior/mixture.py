@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from trifold.core.prior.base import Candidates, Prior
+from trifold.dist import diagonal
 from trifold.errors import SpecError
 from trifold.records import Batch
 
@@ -46,7 +47,7 @@ class Mixture(Prior):
     def candidates(self, batch: Batch) -> Candidates:
         """The components, of which every cell is one."""
         scale = torch.exp(0.5 * self.log_var.clamp(-12, 12))
-        each = Independent(Normal(self.mean[None], scale[None], validate_args=False), 1, validate_args=False)
+        each = diagonal(self.mean[None], scale[None])
         return Candidates(each, self.logit.log_softmax(0))
 
     def log_prob(self, z: Tensor, batch: Batch) -> Tensor:
