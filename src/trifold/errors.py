@@ -10,6 +10,7 @@
     ├── ShapeError         (ValueError)    tensors that do not fit together
     ├── NotFittedError     (RuntimeError)  a method that needs a trained model
     ├── TrainingError      (RuntimeError)  training that cannot go on; names the step and the term
+    ├── Interrupted        (SystemExit)    training was asked to stop and wrote a checkpoint; exit code 128 + signal
     ├── DeviceError        (RuntimeError)  a device that is asked for and absent
     ├── EvaluationError    (ValueError)    groups that cannot be scored
     ├── CheckpointError    (OSError)       a folder or file that cannot be written
@@ -68,6 +69,20 @@ class TrainingError(TrifoldError, RuntimeError):
         super().__init__(message)
         self.step = step
         self.term = term
+
+
+class Interrupted(TrifoldError, SystemExit):
+    """Training was asked to stop, finished its step and wrote a checkpoint. Uncaught, the process ends with code 128 + signal.
+
+    Args:
+        message: Where the checkpoint is and what to type.
+        signal: Number of the signal: 2 for Ctrl-C (code 130), 15 for a cluster's request to end (code 143).
+    """
+
+    def __init__(self, message: str, *, signal: int):
+        super().__init__(message)
+        self.signal = signal
+        self.code = 128 + signal
 
 
 class DeviceError(TrifoldError, RuntimeError):

@@ -124,7 +124,7 @@ def _trained(
         history = fit(
             network,
             step,
-            lambda epoch: (cells.batch(at) for at in sampler.epoch(epoch)),
+            lambda epoch, first: (cells.batch(at) for at in sampler.epoch(epoch)[first:]),
             plan,
             steps=sampler.steps,
             epochs=count,

@@ -122,7 +122,7 @@ class Model(Answers):
             self.history = fit(
                 nn.ModuleDict({"vae": self.vae, "objective": self.objective}),
                 self._step,
-                lambda epoch: (cells.batch(index) for index in sampler.epoch(epoch)),
+                lambda epoch, first: (cells.batch(index) for index in sampler.epoch(epoch)[first:]),
                 plan,
                 steps=sampler.steps,
                 epochs=count,

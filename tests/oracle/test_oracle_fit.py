@@ -47,7 +47,7 @@ def run(net: nn.Module, step=None, *, plan: Plan | None = None, batches=None, ep
     step = step or (lambda batch, at: report(net.loss(batch)))
     some = data()
     options = {"steps": len(some), "cells": 32, **CPU, **options}
-    return fit(net, step, batches or (lambda epoch: some), plan or Plan(patience=None), epochs=epochs, **options)
+    return fit(net, step, batches or (lambda epoch, first: some[first:]), plan or Plan(patience=None), epochs=epochs, **options)
 
 
 def test_fit_leaves_every_global_generator_as_it_found_it():
@@ -113,9 +113,9 @@ def test_the_term_is_named_and_not_the_gradient_that_it_spoils_whatever_their_na
 @pytest.mark.parametrize("epochs", [1, 2, 9])
 def test_on_a_device_that_is_looked_at_rarely_the_first_bad_step_is_still_named_and_good_weights_put_back(monkeypatch, epochs):
     """As on a GPU: a look every 20 steps, at the end of each epoch, and never a silent end."""
-    module = __import__("trifold.train.fit", fromlist=["_Guard"])
-    usual = module._Guard
-    monkeypatch.setattr(module, "_Guard", lambda network, every: usual(network, every=20))
+    module = __import__("trifold.train.fit", fromlist=["Guard"])
+    usual = module.Guard
+    monkeypatch.setattr(module, "Guard", lambda network, every: usual(network, every=20))
     net, at = Line(), 4 * epochs - 2
 
     def step(batch: Batch, progress: Progress) -> Report:
@@ -171,7 +171,7 @@ def watched(losses: list[float], *, patience: int | None, epochs: int = 50) -> t
         return report(net.a * 0 + next(seen))
 
     plan = Plan(lr=1.0, patience=patience, plateau=None, clip=None)
-    return net, run(net, step, plan=plan, epochs=epochs, batches=lambda epoch: data(1), validation=lambda: data(1))
+    return net, run(net, step, plan=plan, epochs=epochs, batches=lambda epoch, first: data(1), validation=lambda: data(1))
 
 
 def test_early_stopping_keeps_the_best_weights():
@@ -188,14 +188,14 @@ def test_without_patience_training_goes_on_and_the_last_weights_are_kept():
 
 def test_without_validation_the_last_weights_are_kept():
     net = Counter()
-    run(net, lambda batch, at: report(-net.a), plan=Plan(lr=1.0, clip=None), batches=lambda epoch: data(1), epochs=4)
+    run(net, lambda batch, at: report(-net.a), plan=Plan(lr=1.0, clip=None), batches=lambda epoch, first: data(1), epochs=4)
     assert net.a.item() == pytest.approx(4, abs=1e-3)
 
 
 def test_a_plateau_lowers_the_learning_rate_and_the_cosine_rises_then_falls_to_two_percent():
     net = Counter()
     plan = Plan(lr=1.0, plateau=2, patience=None, clip=None)
-    history = run(net, lambda b, at: report(net.a * 0 + 1.0), plan=plan, epochs=8, batches=lambda e: data(1), validation=lambda: data(1))
+    history = run(net, lambda b, at: report(net.a * 0 + 1.0), plan=plan, epochs=8, batches=lambda e, first: data(1), validation=lambda: data(1))
     assert [round(r["lr"], 4) for r in history.rows][:5] == [1, 1, 1, 0.3, 0.3] or history.rows[-1]["lr"] < 0.3
     cosine = [Plan(decay="cosine").rate(Progress(step=s, steps=200)) for s in range(201)]
     assert cosine[0] == pytest.approx(1 / 20, abs=1e-3)
@@ -222,7 +222,7 @@ def test_an_interrupted_run_leaves_finite_weights_the_generators_and_evaluation_
 def test_history_holds_means_over_cells_of_batches_of_different_size_and_survives_csv():
     net = Counter()
     sizes = [Batch(Rows.of_dense(torch.zeros(n, 1)), torch.ones(n, 1)) for n in (3, 1)]
-    history = run(net, lambda b, at: report(net.a * 0 + float(b.n)), batches=lambda e: sizes, epochs=2)
+    history = run(net, lambda b, at: report(net.a * 0 + float(b.n)), batches=lambda e, first: sizes, epochs=2)
     assert history.rows[0]["train/fit"] == pytest.approx((3 * 3 + 1) / 4)
     assert [r["step"] for r in history.rows] == [2, 4]
     again = History.from_csv(history.to_csv())

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 import trifold
-from trifold import store
+from trifold import folders, store
 from trifold.errors import CheckpointError, CorruptModelError, FormatError, NotFittedError, TrifoldError
 
 EVERY = (*store.FILES, store.MANIFEST)
@@ -380,7 +380,7 @@ def test_item_47_a_full_disk_leaves_the_old_run_loadable_and_no_litter(trained, 
     path = trained.save(tmp_path / "run")
     full = OSError(errno.ENOSPC, "No space left on device")
 
-    def write(file: Path, data: bytes, usual=store._write_synced) -> None:
+    def write(file: Path, data: bytes, usual=folders._write_synced) -> None:
         if file.name == moment:
             file.write_bytes(data[: len(data) // 2])
             raise full
@@ -390,12 +390,12 @@ def test_item_47_a_full_disk_leaves_the_old_run_loadable_and_no_litter(trained, 
         raise full
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write_synced", write)
+        patch.setattr(folders, "_write_synced", write)
         if moment == "rename":
             usual = os.rename
             patch.setattr(os, "rename", lambda a, b: fail() if str(a).endswith(".part") else usual(a, b))
         if moment == "fsync":
-            patch.setattr(store, "_sync_folder", fail)
+            patch.setattr(folders, "_sync_folder", fail)
         with pytest.raises(CheckpointError, match=r"disk is full.*needs [\d,]+ bytes, and [\d,]+ are free") as caught:
             trifold.trvae(schema, latent=2, hidden=(4,)).save(path)
     assert "'" + str(path) + "'" in str(caught.value)
@@ -410,7 +410,7 @@ def test_an_interrupted_write_leaves_no_litter(trained, tmp_path, monkeypatch):
 
     path = trained.save(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write_synced", interrupt)
+        patch.setattr(folders, "_write_synced", interrupt)
         with pytest.raises(KeyboardInterrupt):
             trained.save(path)
     assert names_in(tmp_path) == {"run"}

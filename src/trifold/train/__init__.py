@@ -1,8 +1,10 @@
-"""Training: the plan, the loop, the history."""
+"""Training: the plan, the loop, the history, checkpoints, several processes."""
 
-from trifold.train.fit import fit, launch
+from trifold.train.checkpoint import Checkpoints
+from trifold.train.fit import fit
 from trifold.train.history import History
+from trifold.train.launch import grouped, launch, share_of
 from trifold.train.plan import Plan
 from trifold.train.progress import progress_bar
 
-__all__ = ["History", "Plan", "fit", "launch", "progress_bar"]
+__all__ = ["Checkpoints", "History", "Plan", "fit", "grouped", "launch", "progress_bar", "share_of"]

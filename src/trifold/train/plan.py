@@ -30,6 +30,7 @@ class Plan(Component):
         validation: Share of the training cells that is kept out to watch, in [0, 1); 0: none.
         balance: Role whose categories get equal shares of every minibatch, or None.
         precision: ``"32-true"`` or ``"bf16-mixed"``.
+        compile: Compile the forward pass with ``torch.compile``; where that fails, a warning says why and training goes on without it.
 
     Raises:
         SpecError: A number out of its range.
@@ -47,6 +48,7 @@ class Plan(Component):
     validation: float = 0.1
     balance: str | None = None
     precision: str = "32-true"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _need(self.epochs is None or self.epochs >= 1, "epochs", "a whole number >= 1, or None", self.epochs)

@@ -1,0 +1,109 @@
+"""Checkpoints: everything that training needs to go on bit for bit, written whole or not at all, the last two kept."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from trifold.errors import CheckpointError, CorruptModelError, FormatError, TrifoldWarning
+from trifold.folders import dump, parse, read_folder, tensors_in, write_folder
+from trifold.train.state import State
+
+_TENSORS, _FACTS = "state.safetensors", "state.json"
+_WHAT = "The checkpoint"
+_KEPT = 2
+
+
+class Checkpoints:
+    """Checkpoints of one run, in ``step-NUMBER`` folders, each verified when read.
+
+    Args:
+        folder: Where they are: ``NAME.checkpoint`` beside the run folder NAME.
+        every: Steps between two of them; None: not by steps.
+        minutes: Minutes between two of them; None: not by time.
+        about: Plain facts of the run that must be the same when it goes on: data, plan, seed.
+        write: Whether this process writes; of several, one does.
+
+    Raises:
+        CheckpointError: A number out of its range.
+    """
+
+    def __init__(self, folder: Path, *, every: int | None, minutes: float | None, about: dict[str, Any], write: bool = True):
+        if every is not None and every < 1:
+            raise CheckpointError(f"checkpoint_every needs a number of steps >= 1, or None; found {every}.")
+        if minutes is not None and not minutes > 0:
+            raise CheckpointError(f"checkpoint_minutes needs a number above 0, or None; found {minutes}.")
+        self.folder = folder
+        self.every = every
+        self.minutes = minutes
+        self.about = about
+        self._writes = write
+        self._last = time.monotonic()
+
+    def due(self, done: int) -> bool:
+        """Whether one is to be written after so many steps."""
+        by_step = self.every is not None and done % self.every == 0
+        return by_step or (self.minutes is not None and time.monotonic() - self._last >= 60 * self.minutes)
+
+    def write(self, state: State) -> None:
+        """Write one, and drop the oldest.
+
+        Raises:
+            CheckpointError: It cannot be written; earlier ones are untouched.
+        """
+        from safetensors.torch import save
+
+        self._last = time.monotonic()
+        path = self.folder / f"step-{state.at.done:010d}"
+        if not self._writes or path.exists():
+            return
+        tensors = state.tensors()
+        parts = {_TENSORS: save(tensors), _FACTS: dump({"about": self.about, **state.facts()})}
+        write_folder(path, parts, tensors, previous=None, what=_WHAT)
+        for old in self._found()[:-_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def restore(self, state: State) -> bool:
+        """Put back the newest one that is whole; False if there is none.
+
+        Raises:
+            CheckpointError: It is of other data, another plan or another seed.
+            CorruptModelError: There are some, and none is whole.
+        """
+        found = self._found()
+        broken: FormatError | None = None
+        for path in reversed(found):
+            try:
+                parts, said = read_folder(path, (_TENSORS, _FACTS), what=_WHAT)
+                tensors, facts = tensors_in(parts[_TENSORS], said, _TENSORS), parse(parts[_FACTS], _FACTS)
+            except FormatError as error:
+                broken = error
+                continue
+            if broken is not None:
+                warnings.warn(f"{broken} Training goes on from {path.name} instead.", TrifoldWarning, stacklevel=2)
+            self._require_same(facts["about"])
+            state.restore(tensors, facts)
+            return True
+        if broken is not None:
+            raise CorruptModelError(f"No checkpoint in {str(self.folder)!r} is whole. {broken} Delete the folder to begin anew.")
+        return False
+
+    def clear(self) -> None:
+        """Remove them: the run is finished."""
+        if self._writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _found(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+
+    def _require_same(self, about: Any) -> None:
+        keys = [key for key in {**about, **self.about} if about.get(key) != self.about.get(key)]
+        if keys:
+            key = keys[0]
+            raise CheckpointError(
+                f"The checkpoint in {str(self.folder)!r} is of a run with {key} = {about.get(key)!r}; this one has {self.about.get(key)!r}. "
+                "Resume with the arguments and data that it began with, or pass resume=False to begin anew."
+            )
