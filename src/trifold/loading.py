@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from trifold import store
 from trifold.core import VAE
@@ -14,9 +12,8 @@ from trifold.data import Schema
 from trifold.errors import FormatError, listing
 from trifold.model import Model
 from trifold.spec import from_spec
-from trifold.technique import Axes
 from trifold.terms import Objective
-from trifold.train import History, Plan
+from trifold.train import Plan
 
 
 def load(path: str | Path, *, trust: Sequence[str] = ()) -> Model:
@@ -39,20 +36,8 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> Model:
         if not isinstance(built[name], kind):
             raise FormatError(f"{name!r} in spec.json of {str(path)!r} must be a {_named(kind)}; found {type(built[name]).__name__}.")
     model = Model(Schema.from_spec(parts["schema"]), built["vae"], built["objective"], plan=built["plan"], preset=built["preset"])
-    model.axes = _axes(parts["weights"], len(model.schema.genes))
-    store.load_weights(model.network, parts["weights"])
-    model.history = History.from_csv(parts["history"])
-    if not isinstance(parts["card"], dict):
-        raise FormatError(f"card.json of {str(path)!r} must hold the facts of the run; found {type(parts['card']).__name__}.")
-    model.card = parts["card"] if "seen" in parts["card"] else {}  # one that was saved untrained is still untrained
-    return model
+    return model.adopt(parts)
 
 
 def _named(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind)
-
-
-def _axes(weights: Mapping[str, Tensor], genes: int) -> Axes | None:
-    """Of the size that was saved; None where none were."""
-    saved = weights.get("axes.axes")
-    return None if saved is None else Axes(genes, saved.shape[-1] if saved.ndim else 0)

@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from trifold import mapping, separation, store
 from trifold.answers import Answers
 from trifold.cite import bibtex
-from trifold.core import VAE, start
-from trifold.data import Cells, Schema, open, samplers, splits
-from trifold.errors import SpecError, suggest
+from trifold.core import VAE
+from trifold.data import Schema
+from trifold.errors import DeviceError, FormatError, SpecError, suggest
+from trifold.fitting import Run, clear, fitted
 from trifold.geometry import Surface
-from trifold.inference import chunks, moments
-from trifold.provenance import card_of, fingerprint, plain, seen_in
-from trifold.records import Batch, Progress, Report
-from trifold.schedule import weight_now
-from trifold.settle import settle
+from trifold.provenance import card_of
 from trifold.shape import curvature_of, end_of, under_of, walk
 from trifold.spec import to_spec
 from trifold.technique import Axes
-from trifold.terms import KL, Objective, ScoreMatching, Term
-from trifold.train import History, Plan, fit, launch, progress_bar
+from trifold.terms import Objective
+from trifold.train import History, Plan, grouped, launch, together
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-
-_START = 20_000  # cells from which the values that training begins with are taken
 
 
 class Model(Answers):
@@ -73,10 +68,17 @@ class Model(Answers):
         patience: int | EllipsisType | None = ...,
         balance: str | EllipsisType | None = ...,
         precision: str | EllipsisType = ...,
+        compile: bool | EllipsisType = ...,
         seed: int = 0,
         device: str = "auto",
+        devices: int = 1,
+        num_nodes: int = 1,
         out: str | Path | None = None,
+        resume: bool = False,
+        checkpoint_every: int | None = None,
+        checkpoint_minutes: float | None = 10.0,
         progress: bool = True,
+        on_epoch: Callable[[dict[str, float]], None] | None = None,
     ) -> Model:
         """Train on data. Arguments left at ``...`` are the preset's own.
 
@@ -91,11 +93,21 @@ class Model(Answers):
                 early stopping, the last weights are kept. Of a prior known up to a constant, whose loss says nothing, the likelihood and
                 the other terms are watched.
             balance: Role whose categories get equal shares of each minibatch; None: no balancing.
-            precision: ``"32-true"`` or ``"bf16-mixed"``; likelihood, KL and MMD run in float32 either way.
+            precision: ``"32-true"`` or ``"bf16-mixed"``; likelihood, KL, MMD and curvature run in float32 either way.
+            compile: Compile the forward pass with ``torch.compile``; where that fails, a warning says why and training goes on without it.
             seed: Of the split, the minibatches, dropout and the noise of z. Weights are drawn when the preset is called, from its own seed.
             device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
-            out: Run folder that is written at the end; an earlier run there is replaced.
+            devices: Processes on this machine that train together, each on a device of its own and on its share of every minibatch; they
+                give what one gives, to rounding. They are started here, unless torchrun or SLURM has started them.
+            num_nodes: Machines that train together; begin the processes with torchrun or SLURM (docs/cluster.md).
+            out: Run folder that is written at the end; an earlier run there is replaced. While training, checkpoints are kept beside it, in
+                ``NAME.checkpoint``: Ctrl-C and SIGTERM then finish the step, write one, and raise Interrupted (exit codes 130 and 143).
+            resume: Go on from the newest checkpoint beside ``out``, bit for bit, if there is one; if the run there is finished, with these
+                very arguments and data, it is the answer.
+            checkpoint_every: Steps between checkpoints; None: by time only.
+            checkpoint_minutes: Minutes between checkpoints; None: by steps only. With neither, none is written.
             progress: Show a progress bar when a person is looking.
+            on_epoch: Called with each epoch's row of the history; what it raises ends training.
 
         Returns:
             The model itself.
@@ -103,49 +115,81 @@ class Model(Answers):
         Raises:
             DataError, SchemaError: The data do not fit the schema, or hold values that cannot be trained on.
             TrainingError: A term or the gradient is not finite, or a term has diverged; good weights, at most 20 steps old, are put back.
-            CheckpointError: ``out`` cannot be written: said before training begins.
+            CheckpointError: ``out`` cannot be written: said before training begins. The checkpoint is of another run.
+            Interrupted: Training was asked to stop, and wrote a checkpoint.
+            DeviceError: The device is not there, or not so many.
         """
         if out is not None:
             store.check_writable(out)
-        plan = self._plan(epochs=epochs, batch=batch, lr=lr, validation=validation, patience=patience, balance=balance, precision=precision)
-        cells = Cells(open(data, x=self.schema.x), self.schema)
-        kept = np.ones(cells.n, dtype=bool)
-        if hold_out:
-            kept &= ~splits.held_out(cells.obs, hold_out)
-        train, watched = self._split(cells, np.flatnonzero(kept), plan, seed)
-        sampler = self._sampler(cells, train, plan, seed)
-        count = plan.epochs_for(len(train))
-        if not self.card:
-            some = train[:: -(-len(train) // _START)]
-            start(self.vae, *moments(cells, some), lambda: chunks(cells, some))
-        with progress_bar(count, show=progress) as show:
-            self.history = fit(
-                nn.ModuleDict({"vae": self.vae, "objective": self.objective}),
-                self._step,
-                lambda epoch, first: (cells.batch(index) for index in sampler.epoch(epoch)[first:]),
-                plan,
-                steps=sampler.steps,
-                epochs=count,
-                cells=len(train),
-                validation=(lambda: chunks(cells, watched)) if len(watched) else None,
-                watch=None if self.vae.prior.normalised else self._watched(),
-                seed=seed,
-                device=device,
-                report=show,
-            )
-        settled, self.axes = settle(self.vae, self.objective, cells, train, watched, seed=seed)
-        self.card = card_of(
-            preset=self.preset,
-            **settled,
-            plan=to_spec(plan),
+        if resume and out is None:
+            raise SpecError("resume=True needs out=, the run folder beside which the checkpoints are.")
+        given = {"epochs": epochs, "batch": batch, "lr": lr, "validation": validation, "patience": patience, "balance": balance}
+        plan = self._plan(**given, precision=precision, compile=compile)
+        folder = None if out is None else Path(out)
+        run = Run(
+            hold_out=hold_out,
             seed=seed,
-            hold_out=plain(hold_out or {}),
-            cells={"trained": len(train), "watched": len(watched), "held_out": int(cells.n - kept.sum())},
-            data=fingerprint(self.schema.genes, cells.names, cells.library),
-            seen=seen_in(cells.obs.iloc[np.concatenate([train, watched])], [*self._covariates(), *(hold_out or {})]),
+            device=device,
+            devices=devices,
+            num_nodes=num_nodes,
+            out=folder,
+            resume=resume,
+            every=checkpoint_every,
+            minutes=checkpoint_minutes,
+            progress=progress,
+            on_epoch=on_epoch,
         )
-        if out is not None:
-            self.save(out)
+        if devices * num_nodes > 1 and not grouped():
+            self._fit_together(data, plan, run)
+            return self
+        self._fit_here(data, plan, run)
+        return self
+
+    def _fit_here(self, data: Any, plan: Plan, run: Run, *, also: Path | None = None) -> None:
+        """Train in this process, alone or as one of several; the first of them writes to ``run.out``, and to ``also``."""
+        found = fitted(self.schema, self.vae, self.objective, data, plan, run, preset=self.preset, begun=bool(self.card))
+        if found.finished is not None:
+            self.adopt(found.finished)
+        else:
+            self.history, self.card, self.axes = found.history, found.card, found.axes
+        if not found.writes:
+            return
+        if run.out is not None and found.finished is None:
+            self.save(run.out)
+            clear(run.out)
+        if also is not None:
+            self.save(also)
+
+    def _fit_together(self, data: Any, plan: Plan, run: Run) -> None:
+        """As :meth:`fit`, in processes of their own; what the first of them saved is taken over."""
+        if run.num_nodes > 1:
+            raise DeviceError(
+                f"num_nodes={run.num_nodes} needs processes that torchrun or SLURM began on each machine; found this one alone. "
+                "See docs/cluster.md."
+            )
+        if run.on_epoch is not None:
+            raise SpecError("on_epoch= cannot be called from other processes: leave out devices=, or begin the script with torchrun.")
+        with tempfile.TemporaryDirectory() as folder:
+            saved = Path(folder) / "run"
+            together(_fit_one, self, data, plan, run, saved, processes=run.devices)
+            self.adopt(store.read_run(saved))
+
+    def adopt(self, parts: Mapping[str, Any]) -> Model:
+        """Take over what a run folder of the same specification holds: weights, history, card.
+
+        Args:
+            parts: As :func:`trifold.store.read_run` gives.
+
+        Raises:
+            FormatError, CorruptModelError: They do not fit.
+        """
+        saved = parts["weights"].get("axes.axes")
+        self.axes = None if saved is None else Axes(len(self.schema.genes), saved.shape[-1] if saved.ndim else 0)
+        store.load_weights(self.network, parts["weights"])
+        self.history = History.from_csv(parts["history"])
+        if not isinstance(parts["card"], dict):
+            raise FormatError(f"card.json must hold the facts of the run; found {type(parts['card']).__name__}.")
+        self.card = parts["card"] if "seen" in parts["card"] else {}  # one that was saved untrained is still untrained
         return self
 
     def map(
@@ -228,34 +272,6 @@ class Model(Answers):
                 f"It has: {', '.join(self.schema.roles) or 'none'}."
             )
         return plan
-
-    def _split(self, cells: Cells, index: np.ndarray, plan: Plan, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        if plan.validation == 0:
-            return index, index[:0]
-        strata = next(iter(cells.code.values()))[index] if cells.code else np.zeros(len(index), dtype=np.int64)
-        train, watched = splits.by_fraction(len(index), plan.validation, seed=seed, stratify=strata)
-        return index[train], index[watched]
-
-    def _sampler(self, cells: Cells, index: np.ndarray, plan: Plan, seed: int) -> Any:
-        if plan.balance is None or len(np.unique(cells.code[plan.balance][index])) < 2:
-            return samplers.Shuffled(index, plan.batch, seed=seed, block=cells.block)
-        return samplers.Balanced(index, cells.code[plan.balance][index], plan.batch, seed=seed, block=cells.block)
-
-    def _watched(self) -> dict[str, float]:
-        """Term -> its last weight, of the terms whose values mean something without the prior's constant."""
-        blocks = getattr(self.vae.prior, "blocks", {})
-
-        def known(term: Term) -> bool:
-            if isinstance(term, KL):
-                return bool(blocks[term.block].normalised) if term.block in blocks else False
-            return not isinstance(term, ScoreMatching)
-
-        return {
-            name: weight_now(self.objective.weights[name], Progress.done()) for name, term in self.objective.terms.items() if known(term)
-        }
-
-    def _step(self, batch: Batch, progress: Progress) -> Report:
-        return self.objective(self.vae(batch, progress))  # type: ignore[no-any-return]
 
     # -- what a trained model looks like -------------------------------------------------------------------------------------------
 
@@ -371,7 +387,7 @@ class Model(Answers):
         state = f"trained for {len(self.history)} epochs" if self.history.rows else "not trained"
         return f"Model({self.preset or 'own'}, {len(self.schema.genes)} genes, {count:,} weights, {state})\n{self.objective}"
 
-    # -- inside --------------------------------------------------------------------------------------------------------------------
 
-    def _covariates(self) -> list[str]:
-        return list(dict.fromkeys(column.name for role in self.schema.roles if role != "label" for column in self.schema.roles[role]))
+def _fit_one(model: Model, data: Any, plan: Plan, run: Run, saved: Path) -> None:
+    """One of several processes that train together."""
+    model._fit_here(data, plan, run, also=saved)

@@ -6,5 +6,6 @@ from trifold.train.history import History
 from trifold.train.launch import grouped, launch, share_of
 from trifold.train.plan import Plan
 from trifold.train.progress import progress_bar
+from trifold.train.together import together
 
-__all__ = ["Checkpoints", "History", "Plan", "fit", "grouped", "launch", "progress_bar", "share_of"]
+__all__ = ["Checkpoints", "History", "Plan", "fit", "grouped", "launch", "progress_bar", "share_of", "together"]

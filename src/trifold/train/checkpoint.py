@@ -43,6 +43,11 @@ class Checkpoints:
         self._writes = write
         self._last = time.monotonic()
 
+    @property
+    def there(self) -> bool:
+        """Whether there is one to go on from."""
+        return bool(self._found())
+
     def due(self, done: int) -> bool:
         """Whether one is to be written after so many steps."""
         by_step = self.every is not None and done % self.every == 0
@@ -104,6 +109,6 @@ class Checkpoints:
         if keys:
             key = keys[0]
             raise CheckpointError(
-                f"The checkpoint in {str(self.folder)!r} is of a run with {key} = {about.get(key)!r}; this one has {self.about.get(key)!r}. "
-                "Resume with the arguments and data that it began with, or pass resume=False to begin anew."
+                f"The checkpoint in {str(self.folder)!r} is of a run with {key} = {about.get(key)!r}; "
+                f"this one has {self.about.get(key)!r}. Resume with the arguments and data that it began with, or pass resume=False to begin anew."
             )

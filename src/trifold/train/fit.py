@@ -84,6 +84,7 @@ def fit(
         network.train()
         network.to(fabric.device)
         spread(network, share)
+        _same_start(network, share)
         trained = [p for p in network.parameters() if p.requires_grad]
         every = 1 if fabric.device.type == "cpu" else CHECK_EVERY  # on the CPU a look is free
         state = State(network, _optimizer(trained, plan), Guard(network, every=every), Position(lr=plan.lr))
@@ -131,6 +132,13 @@ def fit(
             network.eval()
             network.to("cpu")
     return state.history
+
+
+def _same_start(network: nn.Module, share: Share) -> None:
+    """Every process begins with the weights of the first."""
+    if not share.alone:
+        for tensor in network.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)
 
 
 def _given_up(state: State, plan: Plan, *, watched: bool) -> bool:

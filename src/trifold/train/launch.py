@@ -13,7 +13,7 @@ from trifold.share import ALONE, Share
 
 
 def launch(device: str, precision: str = "32-true", *, devices: int = 1, nodes: int = 1) -> Any:
-    """Lightning Fabric on a device; of several, this process's part of a group that torchrun, SLURM or :func:`trifold.train.together` began.
+    """Lightning Fabric on a device; of several, this process's part of a group that torchrun, SLURM or ``together`` began.
 
     Args:
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
