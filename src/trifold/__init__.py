@@ -37,6 +37,8 @@ _HOME = {
     "ScoreMatching": "trifold.terms",
     "TotalCorrelation": "trifold.terms",
     "Ramp": "trifold.schedule",
+    "profile": "trifold.profiling",
+    "sweep": "trifold.sweeps",
     "TrifoldError": "trifold.errors",
     "TrifoldWarning": "trifold.errors",
 }
@@ -72,8 +74,10 @@ __all__ = [
     "invae",
     "load",
     "open",
+    "profile",
     "report",
     "simulate",
+    "sweep",
     "trvae",
 ]
 
@@ -87,7 +91,9 @@ if TYPE_CHECKING:
     from trifold.presets.gamma_vae import gamma_vae
     from trifold.presets.invae import invae
     from trifold.presets.trvae import trvae
+    from trifold.profiling import profile
     from trifold.schedule import Ramp
+    from trifold.sweeps import sweep
     from trifold.terms import (
         HSIC,
         KL,

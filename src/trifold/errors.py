@@ -71,7 +71,7 @@ class TrainingError(TrifoldError, RuntimeError):
         self.term = term
 
 
-class Interrupted(TrifoldError, SystemExit):
+class Interrupted(TrifoldError, SystemExit):  # noqa: N818
     """Training was asked to stop, finished its step and wrote a checkpoint. Uncaught, the process ends with code 128 + signal.
 
     Args:

@@ -14,7 +14,7 @@ from torch import nn
 
 from trifold import store
 from trifold.core import VAE, start
-from trifold.data import Cells, Schema, open, samplers, splits
+from trifold.data import Cells, Resident, Schema, batches, fits, open, samplers, splits
 from trifold.inference import chunks, moments
 from trifold.provenance import card_of, fingerprint, plain, seen_in
 from trifold.records import Batch, Progress, Report
@@ -94,7 +94,7 @@ def fitted(schema: Schema, vae: VAE, objective: Objective, data: Any, plan: Plan
     if run.hold_out:
         kept &= ~splits.held_out(cells.obs, run.hold_out)
     train, watched = _split(cells, np.flatnonzero(kept), plan, run.seed)
-    sampler = _sampler(cells, train, plan, run.seed, parts=1 if cells.block is None else share.world)
+    sampler = _sampler(cells, train, plan, run.seed, parts=share.world)
     count = plan.epochs_for(len(train))
     network = nn.ModuleDict({"vae": vae, "objective": objective})
     data_print = fingerprint(schema.genes, cells.names, cells.library)
@@ -110,11 +110,12 @@ def fitted(schema: Schema, vae: VAE, objective: Objective, data: Any, plan: Plan
     if not begun and not (run.resume and checkpoints is not None and checkpoints.there):
         some = train[:: -(-len(train) // _START)]
         start(vae, *moments(cells, some), lambda: chunks(cells, some))
+    held = Resident(cells, fabric.device) if fabric.device.type == "cuda" and fits(cells, fabric.device) else None
     with progress_bar(count, show=run.progress and share.rank == 0) as show:
         history = fit(
             network,
             Forward(vae, objective),
-            lambda epoch, first: _minibatches(cells, sampler, share, epoch, first),
+            lambda epoch, first: _minibatches(cells, held, sampler, share, epoch, first),
             plan,
             steps=sampler.steps,
             epochs=count,
@@ -168,19 +169,15 @@ class Forward:
         return self.objective(self.vae(batch, progress))  # type: ignore[no-any-return]
 
 
-def _minibatches(cells: Cells, sampler: Sampler, share: Share, epoch: int, first: int) -> Iterable[Batch]:
+def _minibatches(cells: Cells, held: Resident | None, sampler: Sampler, share: Share, epoch: int, first: int) -> Iterable[Batch]:
     """This process's share of each minibatch, of one size in all processes: at most ``world - 1`` cells are left out of each.
 
     In memory, how many processes there are does not change what a minibatch holds; on disk, each process reads blocks of its own.
     """
-    whole = sampler.epoch(epoch)
-    if share.alone:
-        own = whole
-    elif cells.block is None:
-        own = [at[len(at) // share.world * share.rank :][: len(at) // share.world] for at in whole]
-    else:
-        own = [mine[: len(at) // share.world] for mine, at in zip(sampler.share(epoch, share.rank), whole, strict=True)]
-    return (cells.batch(at) for at in own[first:])
+    own = sampler.share(epoch, share.rank)
+    if not share.alone:
+        own = [mine[: len(whole) // share.world] for mine, whole in zip(own, sampler.epoch(epoch), strict=True)]
+    return batches(cells, own[first:]) if held is None else held.epoch(own[first:])
 
 
 def _both(show: Callable[[dict[str, float]], None] | None, then: Callable[[dict[str, float]], None] | None) -> Any:
@@ -210,10 +207,10 @@ def _split(cells: Cells, index: np.ndarray, plan: Plan, seed: int) -> tuple[np.n
 
 
 def _sampler(cells: Cells, index: np.ndarray, plan: Plan, seed: int, *, parts: int) -> Sampler:
-    more = {"parts": parts} if parts > 1 else {}
+    how: dict[str, Any] = {"seed": seed, "block": cells.block, "window": cells.window, "parts": parts}
     if plan.balance is None or len(np.unique(cells.code[plan.balance][index])) < 2:
-        return samplers.Shuffled(index, plan.batch, seed=seed, block=cells.block, **more)
-    return samplers.Balanced(index, cells.code[plan.balance][index], plan.batch, seed=seed, block=cells.block, **more)
+        return samplers.Shuffled(index, plan.batch, **how)
+    return samplers.Balanced(index, cells.code[plan.balance][index], plan.batch, **how)
 
 
 def _watched(vae: VAE, objective: Objective) -> dict[str, float]:

@@ -16,9 +16,10 @@ from trifold.data import Schema
 from trifold.data.columns import Number, key
 from trifold.data.columns import plain as as_value
 from trifold.errors import FormatError, SchemaError, SpecError, listing
-from trifold.inference import Inference, cut, tensors
+from trifold.inference import Inference, cut, step_of, tensors
 from trifold.provenance import plain as as_json
 from trifold.records import Batch, Rows
+from trifold.results import Result
 
 _COMBINATIONS = 5_000  # rows of covariates that are kept
 _STEPS = 300  # of the Langevin walk
@@ -159,13 +160,11 @@ def library_sizes(card: Mapping[str, Any], n: int, size: float | None, seed: int
     return np.random.default_rng([seed, 43]).choice(np.asarray(card["sizes"]), size=n)  # type: ignore[no-any-return]
 
 
-def expressed(vae: VAE, batch: Batch, device: torch.device, seed: int) -> list[np.ndarray]:
-    """Draws of x, [m, g] at a time, from the prior through the decoder and the likelihood."""
-    parts = []
+def expressed(vae: VAE, batch: Batch, device: torch.device, seed: int, into: Result) -> None:
+    """Draws of x, [n, g], from the prior through the decoder and the likelihood; put in order."""
     with Inference(vae, device) as there:
         generator = torch.Generator(there).manual_seed(seed)
-        for at in cut(np.arange(batch.n)):
+        for at in cut(np.arange(batch.n), step_of(len(vae.likelihood.linear()[0]))):
             own = batch.bare(torch.from_numpy(at)).to(there)
             z = drawn(vae.prior, own, generator)
-            parts.append(vae.likelihood.sample(vae.decode(z, own), own, generator=generator).cpu().numpy())
-    return parts
+            into.put(vae.likelihood.sample(vae.decode(z, own), own, generator=generator).cpu().numpy())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from trifold.core import VAE, Prior
-from trifold.data import Category, Cells, Schema, Source, open, samplers
+from trifold.data import Category, Cells, Schema, Source, batches, open, samplers
 from trifold.data.columns import key, levels
 from trifold.errors import SchemaError, SpecError, TrifoldWarning, listing
 from trifold.generation import combinations_of
@@ -115,7 +115,7 @@ def _trained(
 ) -> dict[str, Any]:
     """Learn the fresh entries; facts for the card."""
     share = replay if old is not None else 0.0
-    sampler = samplers.Shuffled(index, max(1, round(plan.batch * (1 - share))), seed=seed, block=cells.block)
+    sampler = samplers.Shuffled(index, max(1, round(plan.batch * (1 - share))), seed=seed, block=cells.block, window=cells.window)
     count = plan.epochs or max(1, round(plan.steps / sampler.steps))
     network = _Still({"vae": vae, "objective": objective})
     past = None if old is None else Replay.of(vae, old, share / (1 - share))
@@ -124,7 +124,7 @@ def _trained(
         history = fit(
             network,
             step,
-            lambda epoch, first: (cells.batch(at) for at in sampler.epoch(epoch)[first:]),
+            lambda epoch, first: batches(cells, sampler.epoch(epoch)[first:]),
             plan,
             steps=sampler.steps,
             epochs=count,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +15,13 @@ from torch import Tensor, nn
 from trifold.core import VAE
 from trifold.data import Cells, Schema
 from trifold.data.columns import Number
+from trifold.data.reading import batches
 from trifold.errors import FormatError
-from trifold.inference import Inference, cut
+from trifold.inference import Inference, cut, step_of, values_of
 from trifold.records import Batch
+from trifold.results import Result
+
+_WINDOW = 4  # pieces within which cells that lack the same roles are gathered
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +124,9 @@ def sees(vae: VAE, schema: Schema, *, decoded: bool = False, told: str | None = 
 
 def groups(cells: Cells, index: np.ndarray, found: Sequence[Filling]) -> Iterator[tuple[list[Filling], np.ndarray]]:
     """The cells that lack the same roles: ([those roles' fillings], [m] positions in ``index``), cells that lack none first."""
+    if not found:
+        yield [], np.arange(len(index))
+        return
     lacking = np.zeros(len(index), dtype=np.int64)
     for bit, filling in enumerate(found):
         lacking |= (cells.code[filling.role][index] < 0).astype(np.int64) << bit
@@ -147,20 +155,91 @@ def average(found: Sequence[Filling], f: Callable[[Batch], Tensor], batch: Batch
     return total  # type: ignore[no-any-return]
 
 
-def collect(network: nn.Module, cells: Cells, f: Callable[[Batch], Tensor], found: Sequence[Filling], device: torch.device) -> np.ndarray:
-    """[n, ...] float32 of all cells, in order; averages where a cell lacks a role that is to be averaged over."""
-    parts, order = [], []
+def collect(
+    network: nn.Module,
+    cells: Cells,
+    f: Callable[[Batch], Tensor],
+    found: Sequence[Filling],
+    device: torch.device,
+    into: Result,
+    *,
+    decoded: bool = True,
+) -> None:
+    """F of all cells, [n, ...] float32, put in order; averages where a cell lacks a role that is to be averaged over.
+
+    Args:
+        network: What f asks.
+        cells: All of them are read once, some at a time.
+        f: Some cells, on the device -> [k, ...].
+        found: What stands in for unknown roles.
+        device: Where.
+        into: What takes the rows.
+        decoded: Whether f decodes.
+    """
     with Inference(network, device) as there:
-        for lacking, members in groups(cells, np.arange(cells.n), found):
-            for at in cut(members):
-                parts.append(average(lacking, f, cells.batch(at).to(there)).float().cpu().numpy())
-                order.append(at)
-    return in_order(np.concatenate(parts), np.concatenate(order))
+        step = step_of(values_of(cells, decoded=decoded))
+        stream(cells, np.arange(cells.n), found, into, lambda batch, _, lacking: average(lacking, f, batch.to(there)).float(), step)
 
 
-def in_order(values: Any, at: np.ndarray) -> Any:
-    """Rows put back at their positions, [n]; as they are where they are in order."""
-    return values if (np.diff(at) > 0).all() else values[np.argsort(at, kind="stable")]
+class Piece(NamedTuple):
+    """Cells that are asked together.
+
+    Args:
+        at: [k] their positions among the cells asked for.
+        lacking: Fillings of the roles that they lack.
+        first, size: The window that they are of: where it begins, and how many cells it holds.
+        last: Whether they are its last.
+    """
+
+    at: np.ndarray
+    lacking: list[Filling]
+    first: int
+    size: int
+    last: bool
+
+
+def pieces(cells: Cells, index: np.ndarray, found: Sequence[Filling], step: int) -> Iterator[Piece]:
+    """The cells in windows, in order, and in each those that lack the same roles together, so many at a time."""
+    size = step * (_WINDOW if found else 1)
+    for first in range(0, len(index), size):
+        window = index[first : first + size]
+        here = [(lacking, some) for lacking, members in groups(cells, window, found) for some in cut(members, step)]
+        for k, (lacking, some) in enumerate(here):
+            yield Piece(first + some, lacking, first, len(window), k == len(here) - 1)
+
+
+def stream(
+    cells: Cells,
+    index: np.ndarray,
+    found: Sequence[Filling],
+    into: Result,
+    f: Callable[[Batch, np.ndarray, list[Filling]], Tensor],
+    step: int,
+) -> None:
+    """F of some cells, put in order. Cells on disk are read ahead.
+
+    Args:
+        cells: Of the answer.
+        index: [n] positions of the cells asked for.
+        found: What stands in for unknown roles. Cells that lack the same are asked together, within a window of four pieces.
+        into: What takes the rows.
+        f: (some cells, their [k] positions in ``index``, fillings of the roles that they lack) -> [k, ...].
+        step: Cells at a time.
+    """
+    asked, read = itertools.tee(pieces(cells, index, found, step))
+    rows: Any = None
+    with closing(batches(cells, (index[piece.at] for piece in read))) as ahead:  # type: ignore[type-var]
+        for piece, batch in zip(asked, ahead, strict=True):
+            values = f(batch, piece.at, piece.lacking).cpu().numpy()
+            if len(values) == piece.size:
+                rows = values
+            else:
+                rows = np.empty((piece.size, *values.shape[1:]), dtype=values.dtype) if rows is None else rows
+                rows[piece.at - piece.first] = values
+            if piece.last:
+                for start in range(0, piece.size, step):
+                    into.put(rows[start : start + step])
+                rows = None
 
 
 def hidden(batch: Batch, roles: Sequence[str]) -> Batch:

@@ -26,7 +26,7 @@ from trifold.shape import curvature_of, end_of, under_of, walk
 from trifold.spec import to_spec
 from trifold.technique import Axes
 from trifold.terms import Objective
-from trifold.train import History, Plan, grouped, launch, together
+from trifold.train import History, Plan, group, grouped, launch, together
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +86,8 @@ class Model(Answers):
             data: AnnData, path to h5ad, or whatever the schema was made of.
             hold_out: column -> value or list of values: cells that match all entries are never seen.
             epochs: Passes over the training cells; None: from the size of the data.
-            batch: Cells per minibatch.
+            batch: Cells per minibatch. With larger ones than the preset's, and ``lr`` and ``epochs`` left alone, the learning rate rises
+                and the number of steps falls with the square root of the ratio, which keeps the quality.
             lr: Learning rate of Adam.
             validation: Share of the training cells, drawn evenly from all conditions, that is watched and not trained on; 0: none.
             patience: Epochs without improvement of the watched loss after which training stops and the best weights are restored; None: no
@@ -98,7 +99,7 @@ class Model(Answers):
             seed: Of the split, the minibatches, dropout and the noise of z. Weights are drawn when the preset is called, from its own seed.
             device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
             devices: Processes on this machine that train together, each on a device of its own and on its share of every minibatch; they
-                give what one gives, to rounding. They are started here, unless torchrun or SLURM has started them.
+                give what one gives, to rounding. They are started here, unless torchrun (which then says how many) or SLURM has.
             num_nodes: Machines that train together; begin the processes with torchrun or SLURM (docs/cluster.md).
             out: Run folder that is written at the end; an earlier run there is replaced. While training, checkpoints are kept beside it, in
                 ``NAME.checkpoint``: Ctrl-C and SIGTERM then finish the step, write one, and raise Interrupted (exit codes 130 and 143).
@@ -126,6 +127,7 @@ class Model(Answers):
         given = {"epochs": epochs, "batch": batch, "lr": lr, "validation": validation, "patience": patience, "balance": balance}
         plan = self._plan(**given, precision=precision, compile=compile)
         folder = None if out is None else Path(out)
+        devices, num_nodes = group(devices, num_nodes)
         run = Run(
             hold_out=hold_out,
             seed=seed,
@@ -265,7 +267,9 @@ class Model(Answers):
         return out
 
     def _plan(self, **given: Any) -> Plan:
-        plan = replace(self.plan, **{name: value for name, value in given.items() if value is not ...})
+        chosen = {name: value for name, value in given.items() if value is not ...}
+        plan = self.plan if chosen.get("batch", self.plan.batch) < 2 else self.plan.at(chosen.get("batch", self.plan.batch))
+        plan = replace(plan, **chosen)
         if plan.balance is not None and plan.balance not in self.schema.roles:
             raise SpecError(
                 f"balance needs a role of the schema, or None; found {plan.balance!r}.{suggest(plan.balance, self.schema.roles)} "

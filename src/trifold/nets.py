@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from trifold.compiled import compiled
+from trifold.compiled.threads import in_parts
 from trifold.errors import SpecError, suggest
 from trifold.records import Rows
+from trifold.share import ALONE, Share
 from trifold.spec import Component
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -44,6 +48,8 @@ class MLP(Component, nn.Module):
     Raises:
         SpecError: An unknown norm, activation or initialisation.
     """
+
+    share: Share = ALONE
 
     def __init__(
         self,
@@ -109,8 +115,13 @@ class MLP(Component, nn.Module):
             h = self.activate(norm(h))
             if taps is not None:
                 taps[f"{name}.{i}"] = h
-            h = self.drop(h)
+            h = self._dropped(h)
         return h
+
+    def _dropped(self, h: Tensor) -> Tensor:
+        if self.share.alone or not self.training or self.dropout == 0:
+            return self.drop(h)  # type: ignore[no-any-return]
+        return h * self.share.own(self.drop(h.new_ones(self.share.whole(h.shape[0]), h.shape[1])))  # type: ignore[no-any-return]
 
 
 class RowsLinear(nn.Module):
@@ -127,7 +138,7 @@ class RowsLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, covariates: int = 0, bias: bool = True, late: Sequence[Sequence[int]] = ()):
         super().__init__()
         early = sorted(set(range(covariates)) - set(itertools.chain(*late)))
-        self.groups: list[Any] = [list(group) for group in (early, *late) if group] if late else [slice(None)]
+        self.groups: list[Any] = [list(group) for group in (early, *late) if group] if late else [None]
         bound = 1 / math.sqrt(max(1, inputs + covariates))
         self.weight = nn.Parameter(torch.empty(inputs, outputs).uniform_(-bound, bound))
         self.design = nn.Parameter(torch.empty(covariates, outputs).uniform_(-bound, bound)) if covariates else None
@@ -135,30 +146,67 @@ class RowsLinear(nn.Module):
 
     def forward(self, x: Rows | Tensor, c: Tensor | None = None) -> Tensor:
         """[n, outputs]."""
-        if isinstance(x, Rows) and x.sparse:
-            out = sparse_matmul(x, self.weight)
-        else:
-            out = (x.to_dense() if isinstance(x, Rows) else x) @ self.weight
+        rest: Tensor | None = self.bias
         if self.design is not None:
             if c is None:
                 raise SpecError(f"This layer needs covariates of width {self.design.shape[0]}; found none.")
             for at in self.groups:
-                out = out + c[:, at] @ self.design[at]
-        return out if self.bias is None else out + self.bias
+                part, slope = (c, self.design) if at is None else (c[:, at], self.design[at])
+                rest = part @ slope if rest is None else torch.addmm(rest, part, slope)
+        if isinstance(x, Rows) and x.sparse:
+            return sparse_matmul(x, self.weight, plus=rest)
+        x = x.to_dense() if isinstance(x, Rows) else x
+        return x @ self.weight if rest is None else torch.addmm(rest, x, self.weight)
 
 
-def sparse_matmul(rows: Rows, weight: Tensor) -> Tensor:
+def sparse_matmul(rows: Rows, weight: Tensor, *, plus: Tensor | None = None) -> Tensor:
     """CSR rows times a dense matrix, with the gradient in the matrix from the transposed rows.
 
     Args:
         rows: n x g, sparse.
         weight: [g, h].
+        plus: What is added, [h] or [n, h]; None: nothing.
 
     Returns:
-        [n, h]. The rows get no gradient.
+        [n, h]. The rows get no gradient. On the CPU in float32 by compiled kernels (:mod:`trifold.compiled`), whose bits do not depend on
+        the number of threads.
     """
     crow, col, val = rows.csr()
-    return _SparseMatmul.apply(crow, col, val.to(weight.dtype), weight)  # type: ignore[no-any-return]
+    plus = None if plus is None else plus.to(weight.dtype)
+    if weight.dtype == torch.float32 and weight.device.type == "cpu" and compiled():
+        return _FusedSparse.apply(crow.contiguous(), col.contiguous(), val.float().contiguous(), weight, plus)  # type: ignore[no-any-return]
+    product = _SparseMatmul.apply(crow, col, val.to(weight.dtype), weight)
+    return product if plus is None else product + plus  # type: ignore[no-any-return]
+
+
+class _FusedSparse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, crow: Tensor, col: Tensor, val: Tensor, weight: Tensor, plus: Tensor | None) -> Tensor:
+        from trifold.compiled.sparse import multiply
+
+        n, h = crow.shape[0] - 1, weight.shape[1]
+        ctx.save_for_backward(crow, col, val)
+        ctx.genes = weight.shape[0]
+        ctx.alike = plus is not None and plus.dim() == 1  # for all cells
+        out = weight.new_zeros(n, h) if plus is None else plus.expand(n, h).contiguous() if ctx.alike else plus.clone()
+        arrays = [t.detach().numpy() for t in (crow, col, val, weight.contiguous(), out)]
+        in_parts(lambda first, last: multiply(first, last, *arrays), n, col.shape[0] * h)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *up: Tensor) -> tuple[Tensor | None, ...]:
+        from trifold.compiled.sparse import gradient
+
+        crow, col, val = ctx.saved_tensors
+        of_weight = of_plus = None
+        if ctx.needs_input_grad[3]:
+            of_weight = up[0].new_zeros(ctx.genes, up[0].shape[1])
+            arrays = [t.numpy() for t in (crow, col, val, up[0].contiguous(), of_weight)]
+            in_parts(lambda first, last: gradient(first, last, *arrays), up[0].shape[1], col.shape[0] * up[0].shape[1])
+        if ctx.needs_input_grad[4]:
+            of_plus = up[0].sum(0) if ctx.alike else up[0]
+        return None, None, None, of_weight, of_plus
 
 
 class _SparseMatmul(torch.autograd.Function):
@@ -170,7 +218,10 @@ class _SparseMatmul(torch.autograd.Function):
         return _bag(crow, col, val, weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *up: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.needs_input_grad[3]:
+            return None, None, None, None
         crow, col, val = ctx.saved_tensors
         order = torch.argsort(col, stable=True)
         row = torch.repeat_interleave(torch.arange(crow.shape[0] - 1, device=crow.device), crow.diff(), output_size=col.shape[0])

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
 from trifold.core import VAE, locate
 from trifold.data import Cells, Schema
+from trifold.data.covariates import design_of
 from trifold.errors import SpecError, suggest
-from trifold.inference import Inference, cut, tensors
-from trifold.marginal import Filling, groups, in_order, ways
+from trifold.inference import Inference, step_of, values_of
+from trifold.marginal import Filling, stream, ways
 from trifold.records import Batch
+from trifold.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KINDS = ("mean", "sample", "residual")
 
@@ -55,20 +59,46 @@ def require_effect(vae: VAE, schema: Schema, to: Mapping[str, Any], *, verb: str
         )
 
 
+class Target:
+    """Covariates that cells are moved to, encoded once; a design is made for some cells at a time.
+
+    Args:
+        schema: Of the training data.
+        obs: [m, columns] of the cells.
+        to: column -> value.
+        unknown: role -> policy.
+
+    Attributes:
+        obs: [m, columns] under the target.
+
+    Raises:
+        SchemaError: A column or value that is not known.
+    """
+
+    def __init__(self, schema: Schema, obs: pd.DataFrame, to: Mapping[str, Any], unknown: Mapping[str, str]):
+        self.schema, self.obs = schema, schema.under(obs, to)
+        self._encoded = {role: schema.encoded(self.obs, role, unknown[role]) for role in schema.roles}
+
+    def put(self, batch: Batch, at: np.ndarray) -> Batch:
+        """The batch of the cells at some positions, [k], under the target."""
+        design = {role: torch.from_numpy(design_of(parts, self.schema.roles[role], at)) for role, (parts, _) in self._encoded.items()}
+        return batch.under(code={role: torch.from_numpy(code[at]) for role, (_, code) in self._encoded.items()}, **design)
+
+
 def moved(
     vae: VAE,
     cells: Cells,
     index: np.ndarray,
-    design: Mapping[str, np.ndarray],
-    code: Mapping[str, np.ndarray],
+    target: Target,
     found: Sequence[Filling],
     targets: Sequence[Filling],
+    into: Result,
     *,
     kind: str,
     seed: int,
     device: torch.device,
-) -> Any:
-    """[m, g] predicted values of some cells, in order: an array of expected values, a CSR matrix of drawn counts.
+) -> None:
+    """Predicted values of some cells, [m, g], put in order: expected values, or draws.
 
     Where a cell lacks a role that is to be averaged over, expected values are averages, and draws are of a category drawn for each cell.
 
@@ -76,26 +106,22 @@ def moved(
         vae: A trained model.
         cells: The source.
         index: [m] positions of the cells to predict.
-        design, code: role -> [m, c], [m] covariates of the target.
+        target: Their covariates under the target.
         found: What stands in where the source lacks a role.
         targets: What these categories are under the target.
+        into: What takes the rows.
         kind: One of ``KINDS``.
         seed: Of the draws.
         device: Where.
     """
-    sparse = kind != "mean" and cells.schema.kind != "real"
-    parts, order = [], []
     with Inference(vae, device) as there:
         generator = torch.Generator(there).manual_seed(seed)
-        for lacking, members in groups(cells, index, found):
+
+        def some(batch: Batch, at: np.ndarray, lacking: list[Filling]) -> Tensor:
             after = [targets[found.index(f)] for f in lacking]
-            for at in cut(members):
-                batch = cells.batch(index[at])
-                under = batch.under(code=tensors(code, at), **tensors(design, at))
-                values = _chosen(vae, batch.to(there), under.to(there), lacking, after, kind, generator).cpu().numpy()
-                parts.append(csr_matrix(values) if sparse else values)
-                order.append(at)
-    return in_order(vstack(parts, format="csr") if sparse else np.concatenate(parts), np.concatenate(order))
+            return _chosen(vae, batch.to(there), target.put(batch, at).to(there), lacking, after, kind, generator)
+
+        stream(cells, index, found, into, some, step_of(values_of(cells, decoded=True)))
 
 
 def _chosen(

@@ -61,10 +61,12 @@ class Rows:
         return self.crow, self.col, self.val
 
     def row(self) -> Tensor:
-        """[nnz] row of each stored value (sparse form)."""
-        crow, col, _ = self.csr()
-        index = torch.arange(self.shape[0], device=crow.device)
-        return torch.repeat_interleave(index, crow.diff(), output_size=col.shape[0])
+        """[nnz] row of each stored value (sparse form); worked out once."""
+        if "_row" not in self.__dict__:
+            crow, col, _ = self.csr()
+            index = torch.arange(self.shape[0], device=crow.device)
+            self.__dict__["_row"] = torch.repeat_interleave(index, crow.diff(), output_size=col.shape[0])
+        return self.__dict__["_row"]  # type: ignore[no-any-return]
 
     def to_dense(self) -> Tensor:
         """[n, g] values; the dense form is returned as it is."""
@@ -75,24 +77,30 @@ class Rows:
         out.view(-1).scatter_add_(0, self.row() * self.shape[1] + col, val)
         return out
 
+    def having(self, val: Tensor) -> Rows:
+        """Rows of the same pattern with other stored values, [nnz] (sparse form)."""
+        other = replace(self, val=val)
+        other.__dict__.update({"_row": self.__dict__["_row"]} if "_row" in self.__dict__ else {})
+        return other
+
     def map(self, f: Callable[[Tensor], Tensor]) -> Rows:
         """Rows with ``f`` applied to each value; ``f`` must keep zero."""
         if self.dense is not None:
             return replace(self, dense=f(self.dense))
-        return replace(self, val=f(cast(Tensor, self.val)))
+        return self.having(f(cast(Tensor, self.val)))
 
     def scale(self, factor: Tensor) -> Rows:
         """Rows with each row multiplied by its factor, [n, 1]."""
         if self.dense is not None:
             return replace(self, dense=self.dense * factor)
-        return replace(self, val=cast(Tensor, self.val) * factor.view(-1)[self.row()])
+        return self.having(cast(Tensor, self.val) * factor.view(-1)[self.row()])
 
     def weigh(self, weight: Tensor) -> Rows:
         """Rows with each gene multiplied by its weight, [g]."""
         if self.dense is not None:
             return replace(self, dense=self.dense * weight)
         _, col, val = self.csr()
-        return replace(self, val=val * weight[col])
+        return self.having(val * weight[col])
 
     def total(self) -> Tensor:
         """[n, 1] sum of each row."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from trifold.core import VAE, locate
 from trifold.data import Cells
 from trifold.generation import combinations_of, sizes_of
-from trifold.inference import Inference, chunks, cut
+from trifold.inference import Inference, chunks
 from trifold.labels import TARGETS, calibrate, has_predictor, logits_of, predictor_of
 from trifold.marginal import hidden
 from trifold.novelty import components, located, reference
@@ -92,7 +92,7 @@ def _reference(vae: VAE, objective: Objective, cells: Cells, train: np.ndarray, 
 
 
 def _collected(cells: Cells, index: np.ndarray, f: Callable[[Batch], Tensor]) -> np.ndarray:
-    parts = [f(cells.batch(at)).float().numpy() for at in cut(index)]
+    parts = [f(batch).float().numpy() for batch in chunks(cells, index)]
     return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
 
 

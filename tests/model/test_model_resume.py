@@ -72,7 +72,8 @@ def test_resuming_a_finished_run_gives_it_back_and_trains_nothing(schema, study,
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"), [({"seed": 1}, "seed"), ({"batch": 16}, "batch"), ({"lr": 0.1}, "lr"), ({"hold_out": {"cell_type": "type 1"}}, "hold_out")]
+    ("changed", "named"),
+    [({"seed": 1}, "seed"), ({"batch": 16}, "batch"), ({"lr": 0.1}, "lr"), ({"hold_out": {"cell_type": "type 1"}}, "hold_out")],
 )
 def test_a_checkpoint_of_other_arguments_is_refused_by_name(schema, study, tmp_path, changed, named):
     if named == "hold_out":

@@ -14,6 +14,7 @@ from trifold.errors import ShapeError, SpecError
 from trifold.nets import MLP
 from trifold.records import Batch, Pass, Progress, Rows
 from trifold.terms import KL, NLL, Objective
+from trifold.terms.elbo import gaussian_kl
 
 
 def gaussian(mean: torch.Tensor, scale: torch.Tensor) -> Independent:
@@ -211,3 +212,48 @@ def test_a_draw_has_the_posteriors_mean_and_scale_within_four_standard_errors():
     z = draw(qz, torch.Generator().manual_seed(0)).double()
     assert abs(z.mean() - 2) < 4 * 0.5 / math.sqrt(n)
     assert abs(z.var() - 0.25) < 4 * 0.25 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("prior_learns", [True, False])
+def test_the_closed_form_of_two_gaussians_and_its_gradients_are_those_of_torch(prior_learns):
+    parts = [torch.randn(7, 3, dtype=torch.float64), torch.rand(7, 3, dtype=torch.float64) + 0.1]
+    parts += [torch.randn(7, 3, dtype=torch.float64), torch.rand(7, 3, dtype=torch.float64) + 0.1]
+    ours, other = ([t.clone().requires_grad_(k < 2 or prior_learns) for k, t in enumerate(parts)] for _ in range(2))
+    value, expected = gaussian_kl(*ours), kl_divergence(gaussian(*other[:2]), gaussian(*other[2:]))
+    weight = torch.randn(7, dtype=torch.float64)
+    (weight * value).sum().backward()
+    (weight * expected).sum().backward()
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(ours, other, strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_cells_of_known_category_need_no_mixture_and_get_the_same_divergence_beside_cells_that_do():
+    prior = ConditionalGaussian(3, 4, role="condition", unknown="mixture")
+    with torch.no_grad():
+        prior.mean.normal_()
+        prior.log_var.normal_()
+    mean, scale, code = torch.randn(8, 3), torch.rand(8, 3) + 0.1, torch.arange(8) % 4
+
+    def divergence(code):
+        prior.zero_grad()
+        m = mean[: len(code)].clone().requires_grad_()
+        batch = Batch(Rows.of_dense(torch.zeros(len(code), 1)), torch.ones(len(code), 1), code={"condition": code})
+        value = KL()(pass_of(gaussian(m, scale[: len(code)]), prior, batch))
+        value[:6].sum().backward()
+        return value.detach(), m.grad, prior.mean.grad.clone()
+
+    one_unknown = torch.cat([code[:7], torch.tensor([-1])])
+    (known, of_mean, of_prior), (some, of_mean_too, of_prior_too) = divergence(code), divergence(one_unknown)
+    torch.testing.assert_close(known[:7], some[:7])
+    torch.testing.assert_close(of_mean, of_mean_too)
+    torch.testing.assert_close(of_prior, of_prior_too)
+    assert known[7] != some[7]
+
+
+def test_a_second_derivative_of_the_closed_form_is_refused():
+    m = torch.randn(4, 2, requires_grad=True)
+    with pytest.raises(SpecError, match="first derivative only"):
+        torch.autograd.grad(gaussian_kl(m, torch.ones(4, 2), torch.zeros(4, 2), torch.ones(4, 2)).sum(), m, create_graph=True)

@@ -195,7 +195,9 @@ def test_without_validation_the_last_weights_are_kept():
 def test_a_plateau_lowers_the_learning_rate_and_the_cosine_rises_then_falls_to_two_percent():
     net = Counter()
     plan = Plan(lr=1.0, plateau=2, patience=None, clip=None)
-    history = run(net, lambda b, at: report(net.a * 0 + 1.0), plan=plan, epochs=8, batches=lambda e, first: data(1), validation=lambda: data(1))
+    history = run(
+        net, lambda b, at: report(net.a * 0 + 1.0), plan=plan, epochs=8, batches=lambda e, first: data(1), validation=lambda: data(1)
+    )
     assert [round(r["lr"], 4) for r in history.rows][:5] == [1, 1, 1, 0.3, 0.3] or history.rows[-1]["lr"] < 0.3
     cosine = [Plan(decay="cosine").rate(Progress(step=s, steps=200)) for s in range(201)]
     assert cosine[0] == pytest.approx(1 / 20, abs=1e-3)

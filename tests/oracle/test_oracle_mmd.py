@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from trifold.compiled import plain_kernels
 from trifold.errors import ShapeError, SpecError, TrifoldWarning
 from trifold.records import Batch, Pass, Progress, Rows
 from trifold.terms import MMD, mmd2, mmd2_groups
 from trifold.terms.mmd import PUBLISHED_BANDWIDTHS, kernel, squared_distances
+from trifold.terms.weighted_kernel import on_device, on_host
 
 BANDWIDTHS = (0.3, 1.0, 4.0)
 
@@ -36,6 +39,29 @@ def loop(y, code, bandwidths, *, groups, unbiased=True, reduction="mean"):
     if not values:
         return y.new_zeros(())
     return sum(values) / (len(values) if reduction == "mean" else 1)
+
+
+def dense(y, code, bandwidths, *, groups, unbiased=True, reduction="mean", within=None, strata=1):
+    """All kernels in full, means over groups by one-hot products, and autograd through all of it: what the analytic gradient replaces."""
+    cell = code if within is None else torch.where((code < 0) | (within < 0), -1, within * groups + code)
+    k = kernel(squared_distances(y), bandwidths)
+    member = torch.nn.functional.one_hot(cell + 1, groups * strata + 1)[:, 1:].to(k.dtype)
+    count = member.sum(0).reshape(strata, groups)
+    sums = (member.T @ k @ member).reshape(strata, groups, strata, groups).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    own = sums.diagonal(dim1=1, dim2=2)
+    mean_own = (own - count) / (count * (count - 1)).clamp_min(1) if unbiased else own / (count * count).clamp_min(1)
+    mean_cross = sums / (count[:, :, None] * count[:, None, :]).clamp_min(1)
+    present = (count >= 2).to(k.dtype)
+    pair = torch.triu(present[:, :, None] * present[:, None, :], diagonal=1)
+    value = (pair * (mean_own[:, :, None] + mean_own[:, None, :] - 2 * mean_cross)).sum()
+    return value if reduction == "sum" else value / pair.sum().clamp_min(1)
+
+
+def value_and_gradient(f, y, *args, **options):
+    y = y.clone().requires_grad_()
+    value = f(y, *args, **options)
+    value.backward()
+    return value.detach(), y.grad
 
 
 def closed_form(shift: float, s2: float, t2: float, bandwidth: float, d: int) -> float:
@@ -85,6 +111,80 @@ def test_the_gram_form_equals_the_loop_over_pairs_to_1e_12(unbiased, reduction, 
     options = {"groups": 6, "unbiased": unbiased, "reduction": reduction}
     got = mmd2_groups(y, code, bandwidths, **options)
     assert abs(float(got - loop(y, code, bandwidths, **options))) < 1e-12
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def _kernels(request):
+    """Both ways in which float32 may be done on the CPU."""
+    with plain_kernels() if request.param == "plain" else nullcontext():
+        yield
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("strata", [1, 3])
+@pytest.mark.parametrize("bandwidths", [PUBLISHED_BANDWIDTHS, (0.5, 1.0, 2.0, 2.0, 8.0), torch.tensor([1.0, 3.0], dtype=torch.float64)])
+def test_value_and_gradient_equal_autograd_through_all_kernels(unbiased, reduction, strata, bandwidths):
+    """Groups of one cell, absent groups and cells without a group are among them; the samples span scales that are flat, seen and steep."""
+    rng = torch.Generator().manual_seed(8)
+    y = torch.randn(60, 7, generator=rng, dtype=torch.float64) * torch.logspace(-1, 1, 60, dtype=torch.float64)[:, None]
+    code = torch.randint(-1, 5, (60,), generator=rng)
+    code[0], code[1] = 6, 0
+    within = torch.randint(-1, 3, (60,), generator=rng)
+    options = {"groups": 8, "unbiased": unbiased, "reduction": reduction}
+    options |= {"within": within, "strata": 3} if strata > 1 else {}
+    value, gradient = value_and_gradient(mmd2_groups, y, code, bandwidths, **options)
+    expected, expected_gradient = value_and_gradient(dense, y, code, bandwidths, **options)
+    assert abs(value - expected) < 1e-10 * abs(expected)
+    assert (gradient - expected_gradient).norm() < 1e-10 * expected_gradient.norm()
+    bandwidths = bandwidths.float() if isinstance(bandwidths, torch.Tensor) else bandwidths
+    value, gradient = value_and_gradient(mmd2_groups, y.float(), code, bandwidths, **options)
+    assert abs(value - expected) < 1e-5 * abs(expected) + 1e-6  # it is a difference of means of kernels, which may cancel
+    assert (gradient - expected_gradient).norm() < 1e-5 * expected_gradient.norm()
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("conditions", [2, 32])
+def test_in_float32_the_gradient_at_the_published_size_is_that_of_float64_to_1e_5(conditions):
+    y = torch.nn.functional.leaky_relu(torch.randn(512, 128), 0.3) + 0.2 * (torch.arange(512) % conditions == 0)[:, None]
+    options = {"groups": conditions, "unbiased": False, "reduction": "sum"}
+    code = torch.arange(512) % conditions
+    value, gradient = value_and_gradient(mmd2_groups, y, code, PUBLISHED_BANDWIDTHS, **options)
+    expected, expected_gradient = value_and_gradient(dense, y.double(), code, PUBLISHED_BANDWIDTHS, **options)
+    assert abs(value - expected) < 1e-5 * expected
+    assert (gradient - expected_gradient).norm() < 1e-5 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("bandwidths", [PUBLISHED_BANDWIDTHS, torch.tensor([0.5, 2.0, 1e3], dtype=torch.float64)])
+def test_the_form_for_devices_that_are_not_looked_at_agrees_with_the_one_on_the_host(bandwidths):
+    y = torch.randn(20, 3, dtype=torch.float64) * torch.logspace(-2, 1, 20, dtype=torch.float64)[:, None]
+    distance = squared_distances(y)
+    (k, slope), (every, every_slope) = on_host(distance, bandwidths), on_device(distance, bandwidths)
+    torch.testing.assert_close(slope, every_slope, rtol=1e-12, atol=1e-12)
+    off = ~torch.eye(20, dtype=torch.bool)
+    assert (k - every)[off].std() < 1e-14  # up to a constant
+    torch.testing.assert_close((k - every).diagonal(), (k - every)[off].mean().expand(20), rtol=1e-12, atol=1e-14)
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    y = torch.randn(8, 3, requires_grad=True)
+    with pytest.raises(SpecError, match="first derivative only"):
+        torch.autograd.grad(mmd2_groups(y, torch.arange(8) % 2, BANDWIDTHS, groups=2), y, create_graph=True)
+
+
+@pytest.mark.usefixtures("_kernels")
+def test_samples_that_are_not_numbers_give_a_value_and_a_gradient_that_are_none():
+    y = torch.randn(8, 3)
+    y[2, 1] = math.nan
+    value, gradient = value_and_gradient(mmd2_groups, y, torch.arange(8) % 2, PUBLISHED_BANDWIDTHS, groups=2)
+    assert math.isnan(value)
+    assert torch.isnan(gradient).any()
+
+
+def test_an_unknown_reduction_is_refused():
+    with pytest.raises(SpecError, match="reduction"):
+        mmd2_groups(torch.randn(4, 2), torch.arange(4) % 2, BANDWIDTHS, groups=2, reduction="max")
 
 
 def test_cells_of_unknown_condition_are_left_out():
@@ -144,6 +244,7 @@ def test_distances_of_a_row_to_itself_are_exactly_zero_even_far_from_the_origin(
     assert (kernel(distance, (1e-6,)).diagonal() == 1).all()
 
 
+@pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize("code", [[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 2, 3], [-1, -1, -1, -1]])
 def test_with_fewer_than_two_groups_of_two_cells_the_value_is_zero_and_the_gradient_finite(code):
     y = torch.randn(4, 3, requires_grad=True)
@@ -153,6 +254,7 @@ def test_with_fewer_than_two_groups_of_two_cells_the_value_is_zero_and_the_gradi
     assert torch.isfinite(y.grad).all()
 
 
+@pytest.mark.usefixtures("_kernels")
 def test_equal_cells_give_no_nan():
     y = torch.ones(6, 3, requires_grad=True)
     value = mmd2_groups(y, torch.arange(6) % 2, PUBLISHED_BANDWIDTHS, groups=2)

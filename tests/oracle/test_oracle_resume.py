@@ -48,7 +48,9 @@ def checkpoints(folder: Path, *, every: int | None = 1, minutes: float | None = 
     return Checkpoints(folder / "run.checkpoint", every=every, minutes=minutes, about={"seed": 3, **about})
 
 
-def train(folder: Path, *, stop: tuple[int, ...] = (), resume: bool = False, kept: Checkpoints | None = None, **options) -> tuple[Net, History]:
+def train(
+    folder: Path, *, stop: tuple[int, ...] = (), resume: bool = False, kept: Checkpoints | None = None, **options
+) -> tuple[Net, History]:
     net = Net()
 
     def step(batch: Batch, at: Progress) -> Report:
@@ -145,7 +147,7 @@ def test_when_none_is_whole_that_is_said(tmp_path):
         train(tmp_path, stop=(3,))
     for path in (tmp_path / "run.checkpoint").iterdir():
         (path / "state.json").write_bytes(b"{}")
-    with pytest.raises(CorruptModelError, match="No checkpoint in .* is whole"):
+    with pytest.raises(CorruptModelError, match=r"No checkpoint in .* is whole"):
         train(tmp_path, resume=True)
 
 
@@ -174,7 +176,7 @@ def test_checkpoints_by_time_and_by_step(tmp_path, monkeypatch):
     assert by_time.due(5)
     assert [k for k in range(1, 10) if by_step.due(k)] == [4, 8]
     for wrong in ({"every": 0}, {"every": None, "minutes": 0.0}):
-        with pytest.raises(CheckpointError, match="above 0|>= 1"):
+        with pytest.raises(CheckpointError, match=r"above 0|>= 1"):
             checkpoints(tmp_path, **wrong)
 
 

@@ -11,9 +11,8 @@ import pandas as pd
 from rich.markup import escape
 
 from trifold.cli import show
-from trifold.cli.files import cells_of, require_free, require_suffix, write
-from trifold.cli.pairs import policies
-from trifold.loading import load
+from trifold.cli.answers import asked
+from trifold.cli.files import write
 
 
 def write_labels(
@@ -34,11 +33,7 @@ def write_labels(
     Raises:
         TrifoldError: As ``load`` and ``Model.classify``, or an output that cannot be written.
     """
-    require_suffix(out, (".csv",))
-    require_free(out, force=force)
-    policy = policies(unknown)
-    model = load(run, trust=trust)
-    source = cells_of(data, model.schema.x)
+    model, source, policy = asked(run, data, out, (".csv",), unknown=unknown, trust=trust, force=force)
     table = model.classify(source, reject=reject, probabilities=probabilities, missing=missing, unknown=policy, device=device)
     write(out, lambda path: table.to_csv(path, index_label="cell"))
     _counts(table)

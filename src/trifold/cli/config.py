@@ -17,7 +17,7 @@ from trifold.errors import SpecError, listing, suggest
 TABLES = ("data", "model", "fit")
 Tables = dict[str, dict[str, Any]]
 _OWN: dict[str, dict[str, Any]] = {"data": {"genes": int | None}, "model": {"preset": str}, "fit": {}}
-_LEFT_OUT = {"data": ("data", "obs", "cls"), "model": ("schema",), "fit": ("self", "data")}
+_LEFT_OUT = {"data": ("data", "obs", "cls"), "model": ("schema",), "fit": ("self", "data", "on_epoch")}
 
 
 def read_config(path: Path | None) -> Tables:

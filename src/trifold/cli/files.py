@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifold.errors import CheckpointError, SpecError, suggest
+from trifold.results import filled, replacing, require_folder, writing
 
 if TYPE_CHECKING:
     from trifold.data import Source
@@ -74,14 +73,9 @@ def require_free(path: Path, *, force: bool) -> None:
     Raises:
         CheckpointError: It exists, or its folder does not or cannot be written to.
     """
-    filled = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-    if filled and not force:
+    if filled(path) and not force:
         raise CheckpointError(f"{str(path)!r} exists. Choose another name, or pass --force to replace it.")
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise CheckpointError(f"{str(path)!r} cannot be written: {str(parent)!r} is not a folder that can be written to.")
+    require_folder(path)
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> Path:
@@ -94,15 +88,6 @@ def write(path: Path, writer: Callable[[Path], Any]) -> Path:
     Raises:
         CheckpointError: The disk is full, or the folder cannot be written.
     """
-    part = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part, writing(path):
         writer(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise CheckpointError(f"{str(path)!r} could not be written: {error.strerror or error}. What was there is untouched.") from error
-    finally:
-        part.unlink(missing_ok=True)
     return path

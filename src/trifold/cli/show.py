@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trifold.errors import TrifoldError, TrifoldWarning, listing
+from trifold.errors import Interrupted, TrifoldError, TrifoldWarning, listing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,10 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def readable(command: Command) -> Command:
-    """A command whose errors are one block on standard error and exit code 1, and whose notices are paragraphs there."""
+    """A command whose errors are one block on standard error and exit code 1, and whose notices are paragraphs there.
+
+    Of a training that was stopped the code is 128 + signal.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -47,7 +50,7 @@ def readable(command: Command) -> Command:
                 return command(*args, **kwargs)
         except TrifoldError as error:
             _say(f"[bold red]{type(error).__name__}[/]: ", str(error))
-            raise typer.Exit(1) from None
+            raise typer.Exit(128 + error.signal if isinstance(error, Interrupted) else 1) from None
 
     return run  # type: ignore[return-value]
 

@@ -15,9 +15,11 @@ from trifold.cli.files import cells_of, in_memory, require_free
 from trifold.cli.pairs import pairs, selection, with_blanks
 from trifold.data import Findings, Schema, Source, splits
 from trifold.data import check as look
+from trifold.data.source import MemorySource
 from trifold.errors import SpecError
 from trifold.evaluate import variable_genes
 from trifold.model import Model
+from trifold.train import first
 
 
 def train(
@@ -55,13 +57,16 @@ def train(
     out = tables["fit"].pop("out", None)
     if out is None:
         raise SpecError('A run folder to write is needed; found none. Pass --out run, or out = "run" under [fit].')
-    require_free(Path(out), force=force)
+    require_free(Path(out), force=force or bool(tables["fit"].get("resume")) or not first())
     store.check_writable(out)
     source, tables = prepare(cells_of(path, tables["data"].pop("x", None)), tables)
     fit: dict[str, Any] = {"progress": not quiet} | tables["fit"] | {"out": out}
     schema = Schema.of(source, **with_blanks(tables["data"], source.obs))
     model: Model = callables(tables)["model"](schema, **{k: v for k, v in tables["model"].items() if k != "preset"})
-    model.fit(source, **fit)
+    together = fit.get("devices", 1) > 1 and not isinstance(source, MemorySource)
+    model.fit(path if together else source, **fit)  # other processes open the file themselves
+    if not first():
+        return model
     show.run(model, out)
     _next(out, path, model, source, fit.get("hold_out"))
     return model

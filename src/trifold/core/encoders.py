@@ -11,7 +11,7 @@ from torch.distributions import Independent
 from trifold.core.posterior import Posterior
 from trifold.dist import diagonal
 from trifold.errors import SpecError
-from trifold.records import Batch
+from trifold.records import Batch, Rows
 from trifold.spec import Component
 
 
@@ -46,7 +46,12 @@ class BlockPosterior(Component, nn.Module):
 
     def forward(self, batch: Batch) -> Independent:
         """The distribution of each cell's latent: batch [n], event [d]."""
-        parts = [part(batch).base_dist for part in self.blocks.values()]
+        rows: dict[str, Rows] = {}  # transform -> what blocks of that transform share
+        parts = []
+        for part in self.blocks.values():
+            if part.transform not in rows:
+                rows[part.transform] = part.transformed(batch)
+            parts.append(part.encode(rows[part.transform], batch).base_dist)
         mean, scale = torch.cat([q.loc for q in parts], 1), torch.cat([q.scale for q in parts], 1)
         return diagonal(mean, scale)
 

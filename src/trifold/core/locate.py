@@ -23,8 +23,8 @@ def locate(vae: VAE, batch: Batch) -> Tensor:
         batch: The cells.
     """
     z = vae.posterior(batch).mean
-    prior = vae.prior.distribution(batch)
-    if vae.refine == 0 or prior is None:
+    prior = vae.prior.distribution(batch) if vae.refine else None
+    if prior is None:
         return z  # type: ignore[no-any-return]
     surface = vae.surface(batch.bare(torch.arange(batch.n, device=z.device)))
     with torch.no_grad():

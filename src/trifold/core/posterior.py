@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
 
+from trifold.compiled import compiled
+from trifold.compiled.threads import in_parts
 from trifold.core.covariates import joined
 from trifold.dist import diagonal
 from trifold.errors import SpecError, suggest
 from trifold.nets import MLP, RowsLinear
 from trifold.records import Batch, Rows
+from trifold.share import ALONE, Share
 from trifold.spec import Component
 
 TRANSFORMS = ("none", "log1p", "lognorm")
@@ -39,6 +43,8 @@ class Posterior(Component, nn.Module):
     Raises:
         SpecError: An unknown transform, or a share outside its range.
     """
+
+    share: Share = ALONE
 
     def __init__(
         self,
@@ -75,14 +81,24 @@ class Posterior(Component, nn.Module):
 
     def forward(self, batch: Batch) -> Independent:
         """The distribution of each cell's latent: batch [n], event [d]."""
-        rows = self.seen(batch)
+        return self.encode(self.transformed(batch), batch)
+
+    def encode(self, transformed: Rows, batch: Batch) -> Independent:
+        """:meth:`forward`, of rows that are :meth:`transformed` already.
+
+        Args:
+            transformed: n x g, all genes.
+            batch: The cells, whose covariates are read.
+        """
+        rows = self._visible(transformed)
         covariates = joined(batch, self.roles)
         if covariates is not None and self.training and self.hidden_share > 0:
-            covariates = covariates * (torch.rand(batch.n, 1, device=covariates.device) >= self.hidden_share)
+            drawn = self.share.own(torch.rand(self.share.whole(batch.n), 1, device=covariates.device))
+            covariates = covariates * (drawn >= self.hidden_share)
         mean, raw = self.head(self.network(rows, covariates)).float().chunk(2, 1)
         if self.straight is not None:
             mean = mean + self.straight(rows).float()
-        return diagonal(mean, torch.exp(0.5 * raw.clamp(-12, 12)))
+        return diagonal(mean, torch.exp(0.5 * nn.functional.hardtanh(raw, -12, 12)))
 
     @torch.no_grad()
     def start(self, batches: Iterable[Batch]) -> None:
@@ -103,13 +119,33 @@ class Posterior(Component, nn.Module):
         """The rows as the network takes them, all genes."""
         if self.transform == "none":
             return batch.rows
-        rows = batch.rows if self.transform == "log1p" else batch.rows.scale(_TARGET / batch.size.clamp_min(1))
-        return rows.map(torch.log1p)
+        return batch.rows.map(torch.log1p) if self.transform == "log1p" else log_normalised(batch.rows, batch.size)
 
     def seen(self, batch: Batch) -> Rows:
         """The rows as the network takes them, without the genes that it does not see."""
-        rows = self.transformed(batch)
+        return self._visible(self.transformed(batch))
+
+    def _visible(self, rows: Rows) -> Rows:
         return rows if self.blind == 0 else rows.weigh(self.get_buffer("visible"))
+
+
+def log_normalised(rows: Rows, size: Tensor) -> Rows:
+    """log(1 + x scaled to 10,000 counts per cell).
+
+    Args:
+        rows: n x g counts.
+        size: [n, 1] library size; below one it counts as one.
+    """
+    if not (rows.sparse and rows.device.type == "cpu" and size.dtype == torch.float32 and compiled()):
+        return rows.scale(_TARGET / size.clamp_min(1)).map(torch.log1p)
+    from trifold.compiled.sparse import lognorm
+
+    crow, _, val = rows.csr()
+    val = val.float().contiguous()
+    out = torch.empty_like(val)
+    arrays = crow.numpy(), val.numpy(), size.contiguous().view(-1).numpy(), np.float32(_TARGET), out.numpy()
+    in_parts(lambda first, last: lognorm(first, last, *arrays), rows.shape[0], len(val))
+    return rows.having(out)
 
 
 def _sums(parts: Iterable[tuple[Rows, Tensor]]) -> dict[int, tuple[int, Tensor, Tensor]]:
@@ -145,7 +181,8 @@ def _mean_error(n: int, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (second / n - mean.square()).clamp_min(0) / n
 
 
-def draw(qz: Independent, generator: torch.Generator | None = None) -> Tensor:
-    """[n, d] a reparametrised sample of a diagonal Gaussian, from one's own generator if given."""
+def draw(qz: Independent, generator: torch.Generator | None = None, *, share: Share = ALONE) -> Tensor:
+    """[n, d] a reparametrised sample of a diagonal Gaussian, from one's own generator if given; of several processes, each its own rows."""
     mean, scale = qz.base_dist.mean, qz.base_dist.stddev
-    return mean + scale * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    shape = (share.whole(mean.shape[0]), *mean.shape[1:])
+    return mean + scale * share.own(torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype))

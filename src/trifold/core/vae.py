@@ -15,6 +15,7 @@ from trifold.core.prior.base import Prior
 from trifold.errors import ShapeError, SpecError
 from trifold.geometry import Surface
 from trifold.records import Batch, Pass, Progress
+from trifold.share import ALONE, Share
 from trifold.spec import Component
 
 
@@ -31,6 +32,8 @@ class VAE(Component, nn.Module):
     Raises:
         SpecError: A part that is not of its kind.
     """
+
+    share: Share = ALONE
 
     def __init__(self, posterior: Posterior | BlockPosterior, prior: Prior, decoder: Any, likelihood: Likelihood, *, refine: int = 0):
         super().__init__()
@@ -64,7 +67,7 @@ class VAE(Component, nn.Module):
         """
         taps: dict[str, Tensor] = {}
         qz = self.posterior(batch)
-        z = draw(qz, generator)
+        z = draw(qz, generator, share=self.share)
         h = self.decoder(z, batch, taps=taps)
         return Pass(batch=batch, qz=qz, z=z, h=h, vae=self, taps=taps, progress=progress or Progress.done())
 

@@ -6,6 +6,8 @@ from trifold.data.check import Findings, check
 from trifold.data.columns import Category, Number
 from trifold.data.confounding import disconnected
 from trifold.data.covariates import ROLES, UNKNOWN
+from trifold.data.reading import batches
+from trifold.data.resident import Resident, fits
 from trifold.data.sampling import Balanced, Shuffled
 from trifold.data.schema import Schema
 from trifold.data.simulate import Study, simulate
@@ -22,14 +24,17 @@ __all__ = [
     "Cells",
     "Findings",
     "Number",
+    "Resident",
     "Schema",
     "Shuffled",
     "Source",
     "Study",
+    "batches",
     "by_fraction",
     "check",
     "disconnected",
     "encode",
+    "fits",
     "held_out",
     "open",
     "samplers",

@@ -14,11 +14,13 @@ import torch
 from trifold.data.align import align
 from trifold.data.check import EMPTY, Findings, check, require_names, require_option
 from trifold.data.covariates import absent, design_of, policies, sizes
-from trifold.data.matrix import Array
+from trifold.data.matrix import Array, csr
 from trifold.data.schema import Schema
 from trifold.data.source import Source, open, positions
 from trifold.errors import DataError, TrifoldWarning, listing, suggest
 from trifold.records import Batch, Rows
+
+_NARROW = 1 << 22  # numbers up to which the design of all cells is kept
 
 
 class Cells:
@@ -86,6 +88,7 @@ class Cells:
         self.unknown: dict[str, str] = {role: policy[role] for role in schema.roles}
         self.code: dict[str, Array] = {}
         self._parts: dict[str, list[Array]] = {}
+        self._designs: dict[str, Array] = {}  # of narrow roles, once asked for
         for role, columns in schema.roles.items():
             self._parts[role], self.code[role] = schema.encoded(self.obs, role, policy[role])
             for name in absent(self.obs, columns, role, policy[role]) if role != "label" else ():
@@ -120,6 +123,32 @@ class Cells:
         """Neighbouring cells that are best read together, for :class:`Shuffled`; None in memory."""
         return self._source.block
 
+    @property
+    def window(self) -> int:
+        """Cells that are best read together, for :class:`Shuffled` and :func:`trifold.data.reading.batches`."""
+        return self._source.window
+
+    @property
+    def width(self) -> float:
+        """Values that the source stores for a cell, on average."""
+        return self._source.width
+
+    def stored(self, index: Array) -> int:
+        """How many values the source stores for some cells: what reading them costs."""
+        return self._source.stored(self.kept[index])
+
+    def values(self, index: Array) -> Any:
+        """[k, g] values of some cells as the source gives them, CSR or dense, in the order asked for; :meth:`assemble` makes batches of
+        them.
+
+        Args:
+            index: [k] positions in these cells, from 0.
+
+        Raises:
+            DataError: A position outside the cells, or a file that is damaged there.
+        """
+        return self._source.take(self.kept[positions(index, self.n)])
+
     def batch(self, index: Sequence[int] | Array, device: torch.device | str = "cpu") -> Batch:
         """Some cells as a minibatch, in the order asked for.
 
@@ -131,14 +160,31 @@ class Cells:
             DataError: A position outside the cells.
         """
         index = positions(index, self.n)
-        rows = rows_of(self._source.take(self.kept[index]), sparse=self.schema.sparse)
-        batch = Batch(
-            rows=rows,
-            size=torch.from_numpy(self.size[index]),
-            design={r: torch.from_numpy(design_of(p, self.schema.roles[r], index)) for r, p in self._parts.items()},
-            code={r: torch.from_numpy(v[index]) for r, v in self.code.items()},
-        )
+        batch = self.assemble(self._source.take(self.kept[index]), index)
         return batch if torch.device(device).type == "cpu" else batch.to(device)
+
+    def assemble(self, values: Any, index: Array, start: int = 0) -> Batch:
+        """A minibatch of values that were read before.
+
+        Args:
+            values: [m, g] as :meth:`values` gives them.
+            index: [k] int64 positions of the cells, whose values are the rows of ``values`` from ``start``.
+            start: The first of those rows.
+        """
+        return Batch(
+            rows=rows_of(values, sparse=self.schema.sparse, within=slice(start, start + len(index))),
+            size=torch.from_numpy(self.size.take(index, 0)),
+            design={r: torch.from_numpy(self._design_at(r, index)) for r in self._parts},
+            code={r: torch.from_numpy(v.take(index)) for r, v in self.code.items()},
+        )
+
+    def _design_at(self, role: str, index: Array) -> Array:
+        """[k, c] float32 design of some cells; a narrow one is made for all cells once, a wide one anew for each minibatch."""
+        columns = self.schema.roles[role]
+        if role not in self._designs and self.n * sum(c.width for c in columns) <= _NARROW:
+            self._designs[role] = design_of(self._parts[role], columns)
+        made = self._designs.get(role)
+        return design_of(self._parts[role], columns, index) if made is None else made.take(index, 0)
 
     def subset(self, index: Sequence[int] | Array) -> Cells:
         """Some of these cells, in the order asked for, sharing the source. ``kept`` still counts in the source.
@@ -151,6 +197,7 @@ class Cells:
         out.__dict__.update(self.__dict__)
         out.kept, out.obs = self.kept[index], self.obs.iloc[index]
         out.size, out.library = self.size[index], self.library[index]
+        out._designs = {}
         out._parts = {r: [v[index] for v in p] for r, p in self._parts.items()}
         out.code = {r: v[index] for r, v in self.code.items()}
         return out
@@ -202,29 +249,47 @@ def encode(
     return batch.to(device)
 
 
-def rows_of(block: Any, *, sparse: bool) -> Rows:
+def rows_of(block: Any, *, sparse: bool, within: slice | None = None) -> Rows:
     """Rows of a canonical CSR matrix or an array, float32; equal values give equal rows, whichever form they come in.
 
     Args:
         block: [n, g].
         sparse: Whether the rows are to be sparse.
+        within: Some of the rows, from start to stop; None: all.
     """
-    shape = (int(block.shape[0]), int(block.shape[1]))
-    if not sparse:
-        dense = block.toarray() if sp.issparse(block) else block
-        return Rows.of_dense(torch.from_numpy(np.array(dense, dtype=np.float32, order="C")))
-    if sp.issparse(block):
-        crow, col, val = block.indptr.astype(np.int64), block.indices, block.data
-        full = val != 0
-        if not full.all():
-            below = np.concatenate([[0], np.cumsum(full)])
-            crow, col, val = below[crow], col[full], val[full]
-    else:
-        row, col = np.nonzero(block)
-        val = block[row, col]
-        crow = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=shape[0]))])
-    crow, col = (torch.from_numpy(np.array(a, dtype=np.int64)) for a in (crow, col))
-    return Rows.of_csr(crow, col, torch.from_numpy(np.array(val, dtype=np.float32)), shape)
+    start, stop = (0, int(block.shape[0])) if within is None else (within.start, within.stop)
+    shape = (stop - start, int(block.shape[1]))
+    if not sp.issparse(block):
+        block = block[start:stop]
+        if sparse:
+            return _sparse_rows(block, shape)
+        dense = torch.empty(shape)  # torch's own memory is aligned, and products of matrices may depend on that in the last bit
+        np.copyto(dense.numpy(), block, casting="unsafe")
+        return Rows.of_dense(dense)
+    crow = block.indptr[start : stop + 1].astype(np.int64)
+    first, last = int(crow[0]), int(crow[-1])
+    crow -= first
+    col, val = block.indices[first:last], block.data[first:last]
+    if not val.all():
+        kept = val != 0
+        crow = np.concatenate([[0], np.cumsum(kept)])[crow]
+        col, val = col[kept], val[kept]
+    if sparse:
+        return Rows.of_csr(*_tensors(crow, col, val), shape)
+    out = torch.empty(shape)
+    csr(crow, col, val.astype(np.float32, copy=False), shape).toarray(out=out.numpy())
+    return Rows.of_dense(out)
+
+
+def _sparse_rows(block: Array, shape: tuple[int, int]) -> Rows:
+    row, col = np.nonzero(block)
+    crow = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=shape[0]))]).astype(np.int64)
+    return Rows.of_csr(*_tensors(crow, col, block[row, col]), shape)
+
+
+def _tensors(crow: Array, col: Array, val: Array) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Copies of their own, so that a minibatch does not keep the window alive that it was cut from."""
+    return torch.from_numpy(crow), torch.from_numpy(col.astype(np.int64)), torch.from_numpy(val.astype(np.float32))
 
 
 def _library_sizes(obs: pd.DataFrame, schema: Schema, found: Findings) -> Array:

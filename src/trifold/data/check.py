@@ -185,12 +185,14 @@ def check(source: Source, *, kind: str | None = None, fractional: str = "error",
     nonzeros, ones, hint = 0, True, ""
     for start, block in source.chunks():
         values = block.data if sp.issparse(block) else block.reshape(-1)
-        for name, bad in _faults(values).items():
-            tallies[name] = tallies[name].plus(_tally(bad, values, block, start, source.genes))
-        ones = ones and bool(((values == 0) | (values == 1)).all())
+        least, most, whole = _range(values)
+        if not (whole and least >= 0 and most <= _LARGEST):
+            for name, bad in _faults(values).items():
+                tallies[name] = tallies[name].plus(_tally(bad, values, block, start, source.genes))
+        ones = ones and whole and least >= 0 and most <= 1
         stop = start + block.shape[0]
         with np.errstate(invalid="ignore"):  # sums of infinities, which are refused later
-            library[start:stop], cells, genes = _sums(block)
+            library[start:stop], cells, genes = _sums(block, full=least > 0)
         filled_cells[start:stop] = cells
         filled += genes
         nonzeros += int(genes.sum())
@@ -280,6 +282,17 @@ def _alike(totals: Array) -> bool:
     return len(totals) > 1 and float(totals.std()) < 0.01 * float(totals.mean())
 
 
+def _range(values: Array) -> tuple[float, float, bool]:
+    """(smallest, largest, whether all are whole) of some values: enough to know that none has a fault. NaN if any is."""
+    if not len(values):
+        return 0.0, 0.0, True
+    least, most = values.min(), values.max()
+    if values.dtype.kind != "f":
+        return float(least), float(most), True
+    with np.errstate(invalid="ignore"):
+        return float(least), float(most), bool((np.rint(values) == values).all())
+
+
 def _faults(values: Array) -> dict[str, Array]:
     """Fault -> [k] mask, for the faults that occur in the values."""
     if values.dtype.kind in "bu" or not len(values):
@@ -304,16 +317,25 @@ def _tally(bad: Array, values: Array, block: Any, start: int, genes: tuple[str, 
     return Tally(len(at), len(np.unique(rows)), first)
 
 
-def _sums(block: Any) -> tuple[Array, Array, Array]:
-    """(sum of each row in float64, nonzeros of each row, nonzeros of each column)."""
+def _sums(block: Any, *, full: bool) -> tuple[Array, Array, Array]:
+    """(sum of each row in float64, nonzeros of each row, nonzeros of each column).
+
+    Args:
+        block: [k, g] CSR or dense.
+        full: Whether every stored value is above 0.
+    """
     if not sp.issparse(block):
-        full = block != 0
-        return block.sum(1, dtype=np.float64), full.sum(1), full.sum(0)
-    row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
-    full = block.data != 0
-    library = np.bincount(row, weights=block.data.astype(np.float64), minlength=block.shape[0])
-    cells = np.bincount(row[full], minlength=block.shape[0])
-    return library, cells, np.bincount(block.indices[full], minlength=block.shape[1])
+        nonzero = block != 0
+        return block.sum(1, dtype=np.float64), nonzero.sum(1), nonzero.sum(0)
+    library, cells = np.zeros(block.shape[0]), np.diff(block.indptr)
+    some, indices = np.flatnonzero(cells), block.indices
+    if len(some):
+        library[some] = np.add.reduceat(block.data.astype(np.float64, copy=False), block.indptr[some])
+    if not full and len(some):
+        nonzero = block.data != 0
+        cells[some] = np.add.reduceat(nonzero, block.indptr[some], dtype=cells.dtype)
+        indices = indices[nonzero]
+    return library, cells, np.bincount(indices, minlength=block.shape[1])
 
 
 def _count(tally: Tally) -> str:

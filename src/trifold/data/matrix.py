@@ -5,6 +5,7 @@ Pure functions on numpy arrays. Nothing here hands an unchecked index to compile
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,13 @@ def require_pointers(indptr: Array, stored: int, major: int, *, where: str) -> N
 
 
 def require_indices(
-    indices: Array, minor: int, *, where: str, indptr: Array | None = None, first: int = 0, axes: tuple[str, str] = ("row", "gene")
+    indices: Array,
+    minor: int,
+    *,
+    where: str,
+    indptr: Array | None = None,
+    rows: Array | None = None,
+    axes: tuple[str, str] = ("row", "gene"),
 ) -> None:
     """Refuse indices that are negative or not below ``minor``.
 
@@ -96,7 +103,7 @@ def require_indices(
         minor: Their bound.
         where: Name of the matrix in messages.
         indptr: [major + 1] pointers of these very indices, to name the row in the message.
-        first: Row that indptr starts at.
+        rows: [major] the row that each pointer is of; None: they are counted from 0.
         axes: What a major and a minor position are called.
 
     Raises:
@@ -108,7 +115,10 @@ def require_indices(
         return
     bad = np.flatnonzero((indices < 0) | (indices >= minor))
     at = int(bad[0])
-    row = "" if indptr is None else f" in {axes[0]} {first + int(np.searchsorted(indptr, at, side='right')) - 1}"
+    row = ""
+    if indptr is not None:
+        place = int(np.searchsorted(indptr, at, side="right")) - 1
+        row = f" in {axes[0]} {place if rows is None else rows[place]}"
     raise DataError(
         f"indices of {where} must lie in 0 to {minor - 1} (one per {axes[1]}); found {indices[at]}{row} ({len(bad)} such). {_REBUILD}"
     )
@@ -165,8 +175,7 @@ def to_csr(matrix: Any, where: str) -> tuple[Array, Array, Array, tuple[int, int
     indptr, indices, data = (_native(np.asarray(a)) for a in (matrix.indptr, matrix.indices, matrix.data))
     if is_canonical(indptr, indices):
         return indptr, indices, data, shape
-    clean = sp.csr_matrix((_wide(data).copy(), indices.copy(), indptr.copy()), shape=shape)
-    clean.sum_duplicates()
+    clean = canonical(indptr, indices, data, shape)
     return clean.indptr, clean.indices, clean.data, shape
 
 
@@ -187,12 +196,57 @@ def gather(indptr: Array, index: Array) -> tuple[Array, Array]:
     return crow, np.repeat(start - crow[:-1], length) + np.arange(crow[-1])
 
 
+def stored_in(indptr: Array, index: Array | slice) -> int:
+    """How many values lie between the pointers of some rows, [k] positions or a slice."""
+    if isinstance(index, slice):
+        return int(indptr[index.stop]) - int(indptr[index.start])
+    return int((indptr[index + 1].astype(np.int64) - indptr[index]).sum())
+
+
 def csr(crow: Array, col: Array, val: Array, shape: tuple[int, int]) -> sp.csr_matrix:
     """A scipy CSR matrix of arrays that are known to be canonical."""
     out = sp.csr_matrix((val, col, crow), shape=shape, copy=False)
     out.has_sorted_indices = True
     out.has_canonical_format = True
     return out
+
+
+def canonical(crow: Array, col: Array, val: Array, shape: tuple[int, int]) -> sp.csr_matrix:
+    """A canonical CSR matrix of arrays whose indices are known to lie in its shape: sorted, duplicates added up, int32 where that holds.
+
+    Args:
+        crow: [n + 1] row pointers.
+        col: [nnz] columns, in any order within a row.
+        val: [nnz] values.
+        shape: (n, g).
+    """
+    short = np.int32 if max(len(col), *shape) < np.iinfo(np.int32).max else np.int64
+    crow, col = crow.astype(short, copy=False), col.astype(short, copy=False)
+    if is_canonical(crow, col):
+        return csr(crow, col, val, shape)
+    clean = sp.csr_matrix((_wide(val).copy(), col.copy(), crow.copy()), shape=shape)
+    clean.sum_duplicates()
+    return csr(clean.indptr, clean.indices, clean.data, shape)
+
+
+def take_rows(block: sp.csr_matrix, index: Array) -> sp.csr_matrix:
+    """Rows of a canonical CSR matrix, [k] positions in any order."""
+    if block.indptr.dtype == block.indices.dtype == np.int32:
+        return block[index]  # compiled; of other types scipy copies all indices first
+    crow, at = gather(block.indptr, index)
+    return csr(crow, block.indices[at], block.data[at], (len(index), block.shape[1]))
+
+
+def below(blocks: Sequence[Any]) -> sp.csr_matrix:
+    """Canonical CSR matrices of the same width, one below the other."""
+    lengths = np.concatenate([np.diff(b.indptr) for b in blocks])
+    total = int(lengths.sum(dtype=np.int64))
+    short = np.int32 if total < np.iinfo(np.int32).max else np.int64
+    crow = np.zeros(len(lengths) + 1, dtype=short)
+    np.cumsum(lengths, out=crow[1:])
+    col = np.concatenate([b.indices for b in blocks]).astype(short, copy=False)
+    val = np.concatenate([b.data for b in blocks])
+    return csr(crow, col, val, (len(lengths), blocks[0].shape[1]))
 
 
 def pick_columns(block: Any, columns: Array, lookup: Array) -> Any:

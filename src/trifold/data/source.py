@@ -1,8 +1,7 @@
-"""Where cells come from: ``Source`` gives rows in the order asked for; ``open`` makes one of whatever the user holds."""
+"""Where cells come from: ``Source`` gives rows in the order asked for; in memory here, on disk in ``stored``, several in ``joined``."""
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,10 +10,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from trifold.data.matrix import Array, csr, gather, pick_columns, require_numbers, to_csr
+from trifold.data.matrix import Array, csr, gather, pick_columns, require_numbers, stored_in, to_csr
 from trifold.errors import DataError, SchemaError, listing, suggest
 
-_VALUES = 1 << 22  # values aimed at in one chunk
+_DENSE, _SPARSE = 1 << 22, 1 << 20  # values aimed at in one chunk; of sparse data each has an index and takes more to look at
+_WINDOW, _WINDOW_VALUES = 16_384, 1 << 22  # cells, and values, that are read and shuffled together
 
 
 class Source(ABC):
@@ -29,6 +29,7 @@ class Source(ABC):
         where: Name of the matrix in messages: ``"layers['counts']"``.
         dtype: Of the values as stored.
         block: Neighbouring cells that are best read together; None in memory, where order costs nothing.
+        sparse: Whether ``take`` gives CSR.
         other: Names that messages mention when a column is looked for in vain: ``{"obsm": ("X_pca",)}``.
     """
 
@@ -39,6 +40,7 @@ class Source(ABC):
     where: str
     dtype: np.dtype[Any]
     block: int | None = None
+    sparse: bool = False
     other: dict[str, tuple[str, ...]]
 
     @abstractmethod
@@ -49,6 +51,21 @@ class Source(ABC):
     def names(self) -> Array:
         """[n] names of the cells."""
         return np.asarray(self.obs.index)
+
+    def stored(self, index: Array | slice) -> int:
+        """How many values are stored for some cells: what reading them costs."""
+        count = index.stop - index.start if isinstance(index, slice) else len(index)
+        return count * len(self.genes)
+
+    @property
+    def width(self) -> float:
+        """Values stored for a cell, on average; at least 1."""
+        return max(1.0, self.stored(slice(0, self.n)) / max(1, self.n))
+
+    @property
+    def window(self) -> int:
+        """Cells that are read, and shuffled, together: 16,384, or as many as hold some 4 million values; fewer in memory."""
+        return max(1, min(_WINDOW, int((_WINDOW_VALUES if self.block else _SPARSE) // self.width)))
 
     def rows(self, index: Sequence[int] | Array) -> Any:
         """Some cells, in the order asked for; a cell may be asked for twice.
@@ -68,8 +85,8 @@ class Source(ABC):
         return np.ascontiguousarray(block, dtype=np.float32)
 
     def chunks(self, size: int | None = None) -> Iterator[tuple[int, Any]]:
-        """All cells in order, as (first row, block [k, g] in the stored dtype); ``size`` rows each, by default some 4 million values."""
-        size = size or max(1, _VALUES // max(1, len(self.genes)))
+        """All cells in order, as (first row, block [k, g] in the stored dtype); ``size`` rows each, by default some million values."""
+        size = size or max(1, int((_SPARSE if self.sparse else _DENSE) // self.width))
         for start in range(0, self.n, size):
             yield start, self.take(slice(start, min(self.n, start + size)))
 
@@ -98,7 +115,8 @@ class MemorySource(Source):
         where: str = "X",
         other: dict[str, tuple[str, ...]] | None = None,
     ):
-        if sp.issparse(matrix):
+        self.sparse = sp.issparse(matrix)
+        if self.sparse:
             self._indptr, self._indices, self._data, shape = to_csr(matrix, where)
             self._dense: Array | None = None
             short = self._indptr.dtype == self._indices.dtype == np.int32  # scipy copies all indices of other types at each look-up
@@ -128,6 +146,10 @@ class MemorySource(Source):
         crow, at = gather(self._indptr, index)
         return csr(crow, self._indices[at], self._data[at], (len(index), len(self.genes)))
 
+    def stored(self, index: Array | slice) -> int:
+        """How many values are stored for some cells."""
+        return super().stored(index) if self._dense is not None else stored_in(self._indptr, index)
+
 
 class PickedSource(Source):
     """Some rows and columns of another source, in any order.
@@ -144,7 +166,7 @@ class PickedSource(Source):
         self.n = source.n if rows is None else len(rows)
         self.obs = source.obs if rows is None else source.obs.iloc[rows]
         self.x, self.where, self.dtype, self.other = source.x, source.where, source.dtype, source.other
-        self.genes, self.block = source.genes, source.block
+        self.genes, self.block, self.sparse = source.genes, source.block, source.sparse
         if columns is not None:
             self.genes = tuple(genes) if genes is not None else tuple(source.genes[j] for j in columns)
             self._lookup = np.full(len(source.genes), -1, dtype=np.int64)
@@ -155,13 +177,18 @@ class PickedSource(Source):
         block = self._source.take(index if self._rows is None else self._rows[index])
         return block if self._columns is None else pick_columns(block, self._columns, self._lookup)
 
+    def stored(self, index: Array | slice) -> int:
+        """How many values are stored for some cells, those of columns that are left out too: they are read."""
+        return self._source.stored(index if self._rows is None else self._rows[index])
+
 
 def open(data: Any, x: str | None = None, obs: pd.DataFrame | None = None) -> Source:
     """The cells of whatever holds them.
 
     Args:
-        data: AnnData (in memory, backed, or a view), path of an h5ad file or zarr folder (read in blocks), array, DataFrame (genes from its
-            columns), scipy sparse matrix, or a Source, which is returned as it is. Never changed.
+        data: AnnData (in memory, backed, or a view), path or address of an h5ad file or zarr folder (read in blocks; addresses such as
+            ``"s3://bucket/a.zarr"`` through fsspec), a list of those, a folder or a pattern (``"data/*.h5ad"``) of files, array, DataFrame
+            (genes from its columns), scipy sparse matrix, or a Source, which is returned as it is. Never changed.
         x: None for X, else a layer, ``"raw"`` or a key of obsm. Only for AnnData and files.
         obs: [n, columns] covariates, in the order of the rows; only for arrays, DataFrames and sparse matrices.
 
@@ -172,32 +199,9 @@ def open(data: Any, x: str | None = None, obs: pd.DataFrame | None = None) -> So
         DataError: Data of a kind that cannot be read, shapes that do not fit, or a damaged matrix.
         SchemaError: No such layer or key; the message lists those that there are.
     """
-    if isinstance(data, Source):
-        if x is not None and x != data.x:
-            raise SchemaError(f"x={x!r} was asked for, but this source was opened with x={data.x!r}. Open the data again with x={x!r}.")
-        return data
-    if isinstance(data, (str, os.PathLike)):
-        _refuse_obs(obs, "a file")
-        from trifold.data.stored import open_path
+    from trifold.data.opening import opened  # it makes sources, so it stands above this file
 
-        return open_path(os.fspath(data), x)
-    if hasattr(data, "obs_names") and hasattr(data, "layers"):
-        _refuse_obs(obs, "AnnData")
-        return _of_anndata(data, x)
-    if x is not None and x != "X":
-        raise SchemaError(
-            f"x={x!r} names a layer, raw or obsm, as only AnnData has; found {type(data).__name__}. Pass AnnData, or leave x out."
-        )
-    if isinstance(data, pd.DataFrame):
-        return MemorySource(_of_frame(data, "the DataFrame"), genes=list(data.columns), obs=_beside(data, obs), where="the DataFrame")
-    if sp.issparse(data):
-        return MemorySource(data, obs=obs, where="the matrix")
-    if isinstance(data, np.ndarray) or hasattr(data, "__array__"):
-        return MemorySource(data, obs=obs, where="the array")
-    raise DataError(
-        f"Data must be AnnData, a path of an h5ad file, an array, a DataFrame or a scipy sparse matrix; found {type(data).__name__}. "
-        "Convert it with numpy.asarray(...) first."
-    )
+    return opened(data, x, obs)
 
 
 def positions(index: Any, n: int) -> Array:
@@ -248,58 +252,3 @@ def which(x: str | None, layers: Sequence[str], obsm: Sequence[str], raw: bool, 
 def label_of(group: str, key: str) -> str:
     """How messages name a matrix."""
     return {"X": "X", "raw": "raw.X"}.get(group, f"{group}[{key!r}]")
-
-
-def _of_anndata(data: Any, x: str | None) -> Source:
-    group, key = which(x, [k for k in data.layers if k is not None], list(data.obsm.keys()), data.raw is not None, "the AnnData")
-    where, other = label_of(group, key), {k: tuple(map(str, getattr(data, k))) for k in ("obsm", "layers", "uns")}
-    kept = {"obs": data.obs, "x": None if group == "X" else x, "where": where, "other": other}
-    root = data
-    while getattr(root, "is_view", False) and getattr(root, "_adata_ref", None) is not None:
-        root = root._adata_ref
-    matrix = _matrix_of(root, group, key)
-    if group != "obsm" and type(getattr(matrix, "group", matrix)).__module__.startswith(("h5py", "zarr")):
-        from trifold.data.stored import of_backed
-
-        return of_backed(getattr(matrix, "group", matrix), root, data, group, kept)
-    if root is not data:  # a view subsets in compiled code, so what it reads is looked at first
-        if sp.issparse(matrix):
-            to_csr(matrix, where)
-        matrix = _matrix_of(data, group, key)
-    if matrix is None:
-        raise DataError(f"The AnnData has no X. Name a layer: x={next(iter(data.layers), 'counts')!r}.")
-    genes = list(data.raw.var_names) if group == "raw" else list(data.var_names)
-    if group == "obsm":
-        genes = list(matrix.columns) if isinstance(matrix, pd.DataFrame) else [f"{key}_{j}" for j in range(matrix.shape[1])]
-    if isinstance(matrix, pd.DataFrame):
-        matrix = _of_frame(matrix, where)
-    return MemorySource(matrix, genes=genes, **kept)
-
-
-def _matrix_of(data: Any, group: str, key: str) -> Any:
-    return data.X if group == "X" else data.raw.X if group == "raw" else getattr(data, group)[key]
-
-
-def _of_frame(frame: pd.DataFrame, where: str) -> Array:
-    kinds = {str(c): t for c, t in zip(frame.columns, frame.dtypes, strict=True)}
-    for name, dtype in kinds.items():
-        if not (pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype)):
-            require_numbers(np.dtype(object) if not isinstance(dtype, np.dtype) else dtype, f"{where}, column {name!r},")
-        elif isinstance(dtype, np.dtype):
-            require_numbers(dtype, f"{where}, column {name!r},")
-    if len(set(kinds.values())) == 1 and isinstance(next(iter(kinds.values())), np.dtype):
-        return frame.to_numpy()
-    return frame.to_numpy(dtype=np.float64, na_value=np.nan)
-
-
-def _beside(frame: pd.DataFrame, obs: pd.DataFrame | None) -> pd.DataFrame:
-    if obs is None:
-        return pd.DataFrame(index=frame.index.astype(str))
-    if len(obs) == len(frame) and not obs.index.equals(frame.index):
-        raise DataError("The rows of obs must have the names of the DataFrame's rows, in the same order. Use obs=obs.loc[data.index].")
-    return obs
-
-
-def _refuse_obs(obs: pd.DataFrame | None, what: str) -> None:
-    if obs is not None:
-        raise SchemaError(f"obs= is for arrays, DataFrames and sparse matrices; {what} has its own obs. Leave obs= out.")

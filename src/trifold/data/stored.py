@@ -1,4 +1,4 @@
-"""Cells on disk: h5ad files and zarr folders, read in blocks of rows and given in the order asked for."""
+"""Cells on disk or in object storage: h5ad files and zarr folders, read in blocks of rows and given in the order asked for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trifold.data.matrix import Array, csr, gather, require_indices, require_numbers, require_pointers
+from trifold.data.matrix import Array, below, canonical, require_indices, require_numbers, require_pointers, stored_in, take_rows
+from trifold.data.pieces import ranges, read_pieces
+from trifold.data.places import is_address, store_at
 from trifold.data.source import MemorySource, PickedSource, Source, label_of, require_fit, which
 from trifold.errors import DataError, TrifoldWarning
 
+MARK = "trifold"  # attribute of the root of a zarr folder that ``trifold convert`` wrote
 _GAP = 64  # rows that may lie unasked between two that are read in one piece
+_PART = 1 << 20  # values held at once beside those that are wanted
+_BLOCK, _SHUFFLED_BLOCK = 256, 2048  # most neighbours in a block of a sampler; where rows are shuffled already, they are as good as any
+_AT_ONCE = 8  # reads under way at once over a network
 
 
 class H5adSource(Source):
@@ -26,6 +32,8 @@ class H5adSource(Source):
         obs: [n, columns].
         genes: [g] names.
         x, where, other: As in :class:`Source`.
+        shuffled: Whether the rows were shuffled when the file was written, so that neighbours are no more alike than other cells.
+        remote: Whether each read waits for a network, so that several are under way at once.
 
     Raises:
         DtypeError: The values are no numbers that we can use.
@@ -43,74 +51,94 @@ class H5adSource(Source):
         x: str | None,
         where: str,
         other: dict[str, tuple[str, ...]],
+        shuffled: bool = False,
+        remote: bool = False,
     ):
-        self._open, self.obs, self.genes, self.x, self.where, self.other = opener, obs, genes, x, where, other
+        self.obs, self.genes, self.x, self.where, self.other = obs, genes, x, where, other
+        self._at_once = _AT_ONCE if remote else 1
         with opener() as element:
-            self._sparse = _form(element) == "csr"
-            values = element["data"] if self._sparse else element
-            shape = _shape(element)
+            self.sparse = _form(element) == "csr"
+            arrays = _arrays(element)
+            values, shape = arrays["data"], _shape(element)
             self.n, self.dtype = shape[0], np.dtype(values.dtype)
             require_numbers(self.dtype, where)
             require_fit(shape, obs, genes, where)
             _refuse_bomb(values, where)
-            if self._sparse:
-                _refuse_bomb(element["indptr"], where)
-                self._indptr = np.asarray(element["indptr"][:])
-                require_pointers(self._indptr, min(values.shape[0], element["indices"].shape[0]), self.n, where=where)
+            if self.sparse:
+                _refuse_bomb(arrays["indptr"], where)
+                self._indptr = np.asarray(arrays["indptr"][:])
+                require_pointers(self._indptr, min(values.shape[0], arrays["indices"].shape[0]), self.n, where=where)
+            chunk = 0.0 if hasattr(values, "id") else values.chunks[0] / (self.width if self.sparse else 1)
+        self._open: Callable[[], AbstractContextManager[Any]]
+        if hasattr(values, "id"):  # an open HDF5 file; zarr opens what it reads when it reads
+            self._open = _then(opener, _arrays)
+        else:
+            self._open = lambda: nullcontext(arrays)
+            self.block = int(np.clip(round(chunk), 64, _BLOCK))  # a chunk is decoded whole, so a block spans it
+        if shuffled:
+            self.block = _SHUFFLED_BLOCK
+
+    def stored(self, index: Array | slice) -> int:
+        """How many values are stored for some cells."""
+        return stored_in(self._indptr, index) if self.sparse else super().stored(index)
 
     def take(self, index: Array | slice) -> Any:
-        """The rows asked for, in the stored dtype and in the order asked for."""
-        with self._open() as element:
-            if isinstance(index, slice):
-                return self._span(element, index.start, index.stop)
-            if not len(index):
-                return self._span(element, 0, 0)
+        """The rows asked for, in the stored dtype and in the order asked for; read from first to last, neighbours in one piece."""
+        if isinstance(index, slice):
+            wanted, inverse = np.arange(index.start, index.stop), None
+        else:
             wanted, inverse = np.unique(index, return_inverse=True)
-            cuts = np.flatnonzero(np.diff(wanted) > _GAP) + 1
-            parts = [self._some(element, run) for run in np.split(wanted, cuts)]
-        if not self._sparse:
-            return np.concatenate(parts)[inverse]
-        crow = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(p[0]) for p in parts]))])
-        again, at = gather(crow, inverse.reshape(-1))
-        col, val = (np.concatenate([p[k] for p in parts])[at] for k in (1, 2))
-        return csr(again, col, val, (len(index), len(self.genes)))
+        with self._open() as arrays:
+            blocks = [self._some(arrays, part) for part in self._parts(wanted)]
+        block = blocks[0] if len(blocks) == 1 else below(blocks) if self.sparse else np.concatenate(blocks)
+        return block if inverse is None else self._picked(block, inverse.reshape(-1))
 
-    def _some(self, element: Any, run: Array) -> Any:
-        block = self._span(element, int(run[0]), int(run[-1]) + 1)
-        if not self._sparse:
-            return block[run - run[0]]
-        crow, at = gather(block.indptr, run - run[0])
-        return crow, block.indices[at], block.data[at]
+    def _parts(self, wanted: Array) -> list[Array]:
+        """The rows in parts, where reading all at once would hold many more in memory than are wanted: those in gaps are read too."""
+        starts, stops = _runs(wanted)
+        first, last, own = (self._indptr[at] if self.sparse else at * len(self.genes) for at in (starts, stops, wanted))
+        if int((last - first).sum()) <= max(_PART, 1.5 * self.stored(wanted)):
+            return [wanted]
+        return np.split(wanted, np.flatnonzero(np.diff(own // _PART)) + 1)
 
-    def _span(self, element: Any, start: int, stop: int) -> Any:
-        if not self._sparse:
-            return np.asarray(element[start:stop])
-        first, last = int(self._indptr[start]), int(self._indptr[stop])
-        crow = self._indptr[start : stop + 1].astype(np.int64) - first
-        col, val = np.asarray(element["indices"][first:last]), np.asarray(element["data"][first:last])
-        require_indices(col, len(self.genes), where=self.where, indptr=crow, first=start)
-        shape = (stop - start, len(self.genes))
-        block = MemorySource(_raw_csr(crow, col, val, shape), genes=self.genes, where=self.where)  # sorts, adds duplicates up
-        return block.take(slice(0, stop - start))
+    def _some(self, arrays: Any, wanted: Array) -> Any:
+        starts, stops = _runs(wanted)
+        rows = ranges(starts, stops)  # all that are read
+        block = self._csr(arrays, starts, stops, rows) if self.sparse else self._read(arrays["data"], starts, stops)
+        return block if len(rows) == len(wanted) else self._picked(block, np.searchsorted(rows, wanted))
+
+    def _picked(self, block: Any, at: Array) -> Any:
+        if len(at) == block.shape[0] and np.array_equal(at, np.arange(len(at))):
+            return block
+        return take_rows(block, at) if self.sparse else block[at]
+
+    def _csr(self, arrays: Any, starts: Array, stops: Array, rows: Array) -> Any:
+        first, last = (self._indptr[at].astype(np.int64) for at in (starts, stops))
+        col, val = (self._read(arrays[name], first, last) for name in ("indices", "data"))
+        crow = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(self._indptr[rows + 1].astype(np.int64) - self._indptr[rows], out=crow[1:])
+        require_indices(col, len(self.genes), where=self.where, indptr=crow, rows=rows)
+        return canonical(crow, col, val, (len(rows), len(self.genes)))
+
+    def _read(self, values: Any, starts: Array, stops: Array) -> Array:
+        return read_pieces(values, starts, stops, at_once=self._at_once)
 
 
 def open_path(path: str, x: str | None) -> Source:
     """The cells of an h5ad file or zarr folder.
 
     Args:
-        path: Of the file or folder.
+        path: Of the file or folder, or its address: ``"s3://bucket/a.zarr"``.
         x: None for X, else a layer, ``"raw"`` or a key of obsm.
 
     Returns:
         An :class:`H5adSource`; a :class:`MemorySource` for a matrix stored by columns, with a warning.
 
     Raises:
-        DataError: No such file, not an h5ad file, or links to other files.
+        DataError: No such file, not an h5ad file, links to other files, or a protocol whose package is not installed.
         SchemaError: No such layer or key.
     """
-    if not os.path.exists(path):
-        raise DataError(f"There is no file or folder {path!r}. Give the path of an h5ad file or zarr folder.")
-    store = _zarr_at(path) if os.path.isdir(path) else _h5_at(path)
+    store = store_at(path)
     with store() as root:
         missing = [k for k in ("obs", "var") if k not in root]
         if missing:
@@ -118,17 +146,19 @@ def open_path(path: str, x: str | None) -> Source:
         _refuse_links(root, path)
         keys = {k: tuple(root[k].keys()) if k in root else () for k in ("layers", "obsm", "uns")}
         group, key = which(x, keys["layers"], keys["obsm"], "raw" in root, path)
-        where = f"{label_of(group, key)} of {os.path.basename(path)}"
+        where = f"{label_of(group, key)} of {os.path.basename(path.rstrip('/'))}"
         inside = {"X": "X", "raw": "raw/X"}.get(group, f"{group}/{key}")
         if inside not in root:
             raise DataError(f"{path!r} has no {inside}. Name a layer: x={next(iter(keys['layers']), 'counts')!r}.")
-        obs, element = _read(root["obs"]), root[inside]
+        obs, element = read(root["obs"]), root[inside]
         genes = _names(root["raw/var"] if group == "raw" else root["var"])
-        whole = _read(element) if _form(element) in ("csc", "other") else None
+        whole = read(element) if _form(element) in ("csc", "other") else None
         if group == "obsm":
             width = len(whole.columns) if isinstance(whole, pd.DataFrame) else _shape(element)[1]
             genes = tuple(f"{key}_{j}" for j in range(width))
             genes = tuple(map(str, whole.columns)) if isinstance(whole, pd.DataFrame) else genes
+        mark = root.attrs.get(MARK)
+        shuffled = isinstance(mark, dict) and mark.get("shuffled") is True
     kept: dict[str, Any] = {"obs": obs, "genes": genes, "x": None if group == "X" else x, "where": where, "other": keys}
     if whole is not None:
         return _whole(whole, kept)
@@ -138,7 +168,7 @@ def open_path(path: str, x: str | None) -> Source:
         with store() as root:
             yield root[inside]
 
-    return H5adSource(opener, **kept)
+    return H5adSource(opener, **kept, shuffled=shuffled, remote=is_address(path))
 
 
 def of_backed(element: Any, root: Any, data: Any, group: str, kept: dict[str, Any]) -> Source:
@@ -153,7 +183,7 @@ def of_backed(element: Any, root: Any, data: Any, group: str, kept: dict[str, An
     """
     genes = tuple(map(str, (root.raw if group == "raw" else root).var_names))
     kept = {**kept, "obs": root.obs, "genes": genes}
-    source = _whole(_read(element), kept) if _form(element) == "csc" else H5adSource(lambda: nullcontext(element), **kept)
+    source = _whole(read(element), kept) if _form(element) == "csc" else H5adSource(lambda: nullcontext(element), **kept)
     if root is data:
         return source
     rows = np.atleast_1d(np.arange(root.n_obs)[data._oidx])
@@ -171,42 +201,8 @@ def _whole(matrix: Any, kept: dict[str, Any]) -> Source:
     return MemorySource(matrix.to_numpy() if isinstance(matrix, pd.DataFrame) else matrix, **kept)
 
 
-def _raw_csr(crow: Array, col: Array, val: Array, shape: tuple[int, int]) -> Any:
-    import scipy.sparse as sp
-
-    return sp.csr_matrix((val, col, crow), shape=shape, copy=False)
-
-
-def _h5_at(path: str) -> Callable[[], AbstractContextManager[Any]]:
-    @contextmanager
-    def store() -> Iterator[Any]:
-        import h5py
-
-        try:
-            file = h5py.File(path, "r")
-        except OSError as error:
-            raise DataError(f"{path!r} cannot be opened as an h5ad file: {error}. Check that it is complete.") from None
-        with file:
-            yield file
-
-    return store
-
-
-def _zarr_at(path: str) -> Callable[[], AbstractContextManager[Any]]:
-    @contextmanager
-    def store() -> Iterator[Any]:
-        import zarr
-
-        try:
-            root = zarr.open_group(path, mode="r")
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"{path!r} cannot be opened as a zarr folder: {error}. Give an h5ad file, or adata.write_zarr(path).") from None
-        yield root
-
-    return store
-
-
-def _read(element: Any) -> Any:
+def read(element: Any) -> Any:
+    """An element of an AnnData file, in memory."""
     from anndata.io import read_elem
 
     return read_elem(element)
@@ -214,7 +210,29 @@ def _read(element: Any) -> Any:
 
 def _names(var: Any) -> tuple[str, ...]:
     key = var.attrs.get("_index", "_index")
-    return tuple(map(str, _read(var[key]) if key in var else _read(var).index))
+    return tuple(map(str, read(var[key]) if key in var else read(var).index))
+
+
+def _runs(wanted: Array) -> tuple[Array, Array]:
+    """First row, and last row + 1, of each run of rows without a large gap."""
+    if not len(wanted):
+        return wanted, wanted
+    cuts = np.flatnonzero(np.diff(wanted) > _GAP) + 1
+    return wanted[np.concatenate([[0], cuts])], wanted[np.concatenate([cuts - 1, [len(wanted) - 1]])] + 1
+
+
+def _then(opener: Callable[[], AbstractContextManager[Any]], what: Callable[[Any], Any]) -> Callable[[], AbstractContextManager[Any]]:
+    @contextmanager
+    def both() -> Iterator[Any]:
+        with opener() as element:
+            yield what(element)
+
+    return both
+
+
+def _arrays(element: Any) -> dict[str, Any]:
+    """The stored arrays of a matrix: data, and of CSR indices and indptr."""
+    return {"data": element} if hasattr(element, "dtype") else {k: element[k] for k in ("data", "indices", "indptr")}
 
 
 def _form(element: Any) -> str:

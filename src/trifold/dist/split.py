@@ -8,17 +8,42 @@ With :math:`\mu = L\,\mathrm{softmax}(s)`, inverse dispersion :math:`\theta` and
 
 The special functions are evaluated at the nonzeros only (5 to 25 % of the entries), and nothing but the gradient itself is kept for
 the backward pass. Zero inflation splits the same way.
+
+The numbers come from a :class:`Backend`: a kernel for the device, or plain PyTorch (:mod:`trifold.dist.plain`), which every other agrees
+with up to rounding. float64 is always plain. ``TRIFOLD_KERNELS=plain`` and :func:`trifold.compiled.plain_kernels` ask for it everywhere.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from trifold.dist.gamma import digamma_difference, nb_log_pmf
+from trifold.compiled import compiled, kernels_wanted
+from trifold.dist.plain import split_plain
 from trifold.records import Rows
+
+Parts = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+class Backend(Protocol):
+    """Log-probabilities, and their derivatives if asked for."""
+
+    def __call__(self, scores: Tensor, log_size: Tensor, log_theta: Tensor, dropout: Tensor | None, rows: Rows, *, grads: bool) -> Parts:
+        """[n] log-probabilities, and their [n, g] derivatives in scores, log theta (also where it is [g]) and dropout.
+
+        Args:
+            scores: [n, g].
+            log_size: [n, 1].
+            log_theta: [g] or [n, g].
+            dropout: [n, g], or None without zero inflation; its derivative is None then.
+            rows: n x g counts.
+            grads: Whether the derivatives are needed; if not, all three are None.
+        """
 
 
 def nb_log_prob(scores: Tensor, log_size: Tensor, log_theta: Tensor, rows: Rows) -> Tensor:
@@ -31,9 +56,9 @@ def nb_log_prob(scores: Tensor, log_size: Tensor, log_theta: Tensor, rows: Rows)
         rows: n x g counts.
 
     Returns:
-        [n] log-probabilities, with gradients in scores and log_theta.
+        [n] log-probabilities, with gradients in scores and log_theta: float64 if the scores are, else float32.
     """
-    return _Split.apply(scores.float(), log_size.float(), log_theta.float(), None, rows)  # type: ignore[no-any-return]
+    return _log_prob(scores, log_size, log_theta, None, rows)
 
 
 def zinb_log_prob(scores: Tensor, log_size: Tensor, log_theta: Tensor, dropout: Tensor, rows: Rows) -> Tensor:
@@ -49,68 +74,52 @@ def zinb_log_prob(scores: Tensor, log_size: Tensor, log_theta: Tensor, dropout: 
         rows: n x g counts.
 
     Returns:
-        [n] log-probabilities, with gradients in scores, log_theta and dropout.
+        [n] log-probabilities, with gradients in scores, log_theta and dropout: float64 if the scores are, else float32.
     """
-    return _Split.apply(scores.float(), log_size.float(), log_theta.float(), dropout.float(), rows)  # type: ignore[no-any-return]
+    return _log_prob(scores, log_size, log_theta, dropout, rows)
+
+
+def backend_for(scores: Tensor) -> Backend:
+    """The backend that evaluates scores of this device and type."""
+    if scores.dtype == torch.float32 and scores.device.type == "cpu" and compiled():
+        from trifold.dist.fused import split_fused
+
+        return split_fused
+    if scores.dtype == torch.float32 and scores.device.type == "cuda" and kernels_wanted() and _triton():
+        from trifold.dist.cuda import split_cuda
+
+        return split_cuda
+    return split_plain
+
+
+def _log_prob(scores: Tensor, log_size: Tensor, log_theta: Tensor, dropout: Tensor | None, rows: Rows) -> Tensor:
+    dtype = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    scores, log_size, log_theta = scores.to(dtype), log_size.to(dtype), log_theta.to(dtype)
+    dropout = None if dropout is None else dropout.to(dtype)
+    needed = (scores, log_theta) if dropout is None else (scores, log_theta, dropout)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in needed):
+        return _Split.apply(scores, log_size, log_theta, dropout, rows)  # type: ignore[no-any-return]
+    return backend_for(scores)(scores, log_size, log_theta, dropout, rows, grads=False)[0]
 
 
 class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, log_size: Tensor, log_theta: Tensor, dropout: Tensor | None, rows: Rows) -> Tensor:
-        g = scores.shape[1]
-        index, gene, x = _nonzeros(rows)
-        theta = log_theta.exp()
-        share = torch.softmax(scores, 1)
-        log_mu = torch.log_softmax(scores, 1) + log_size
-        log_ratio = log_mu - log_theta  # log(mu / theta)
-        spread = torch.nn.functional.softplus(log_ratio)  # log(1 + mu / theta)
-        at_zero = -theta * spread  # log p(0) of the negative binomial
-        f = torch.sigmoid(log_ratio)
-
-        r_x, spread_x, f_x = (t.reshape(-1)[index] for t in (log_ratio, spread, f))
-        log_theta_x = log_theta[gene] if log_theta.dim() == 1 else log_theta.reshape(-1)[index]
-        theta_x = log_theta_x.exp()
-        at_x = nb_log_pmf(x, log_mu.reshape(-1)[index], log_theta_x)
-        rest_x = x * torch.sigmoid(-r_x)  # x (1 - f), where 1 - f would round to nothing
-        d_logmu, d_theta = -theta * f, (f - spread).contiguous()
-        d_logmu_x = rest_x - theta_x * f_x
-        d_theta_x = digamma_difference(theta_x, x) - rest_x / theta_x + f_x - spread_x
-        dense, d_dropout = at_zero, None
-        if dropout is not None:
-            structural = torch.sigmoid(dropout - at_zero)
-            gate = torch.sigmoid(dropout)
-            soft = torch.nn.functional.softplus(dropout)
-            dense = torch.logaddexp(dropout, at_zero) - soft
-            at_x = at_x - soft.reshape(-1)[index]
-            d_dropout = structural - gate
-            d_dropout.view(-1).index_copy_(0, index, -gate.reshape(-1)[index])
-            d_logmu = d_logmu * (1 - structural)
-            d_theta = d_theta * (1 - structural)
-        for whole, part in ((dense, at_x), (d_logmu, d_logmu_x), (d_theta, d_theta_x)):
-            whole.view(-1).index_copy_(0, index, part)
-        out = dense.sum(1)
-        d_scores = d_logmu - share * d_logmu.sum(1, keepdim=True)
+        out, *slopes = backend_for(scores)(scores, log_size, log_theta, dropout, rows, grads=True)
         ctx.shared = log_theta.dim() == 1
-        ctx.inflated = dropout is not None
-        d_logtheta = d_theta * theta
-        ctx.save_for_backward(d_scores, d_logtheta, *([d_dropout] if d_dropout is not None else []))
-        ctx.g = g
+        ctx.save_for_backward(*slopes)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *up: Tensor) -> tuple[Tensor | None, ...]:
-        d_scores, d_logtheta, *rest = ctx.saved_tensors
+        d_scores, d_logtheta, d_dropout = ctx.saved_tensors
         w = up[0].view(-1, 1)
-        to_theta = (up[0] @ d_logtheta) if ctx.shared else w * d_logtheta
-        return w * d_scores, None, to_theta, (w * rest[0] if ctx.inflated else None), None
+        to_scores = w * d_scores if ctx.needs_input_grad[0] else None
+        to_theta = ((up[0] @ d_logtheta) if ctx.shared else w * d_logtheta) if ctx.needs_input_grad[2] else None
+        return to_scores, None, to_theta, (None if d_dropout is None or not ctx.needs_input_grad[3] else w * d_dropout), None
 
 
-def _nonzeros(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat index, gene and value of the nonzeros."""
-    g = rows.shape[1]
-    if rows.sparse:
-        _, gene, x = rows.csr()
-        return rows.row() * g + gene, gene, x.float()
-    dense = rows.to_dense()
-    cell, gene = torch.nonzero(dense, as_tuple=True)
-    return cell * g + gene, gene, dense[cell, gene].float()
+@cache
+def _triton() -> bool:
+    return find_spec("triton") is not None

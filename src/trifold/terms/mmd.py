@@ -11,6 +11,7 @@ from torch import Tensor
 from trifold.errors import ShapeError, SpecError, TrifoldWarning, suggest
 from trifold.records import Pass
 from trifold.terms.base import Term
+from trifold.terms.weighted_kernel import weighted_kernel
 
 PUBLISHED_BANDWIDTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6)
 _AROUND_MEDIAN = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -99,21 +100,45 @@ def mmd2_groups(
 
     Source: Lotfollahi et al. 2020, eq. 9 (sum over pairs, V-statistic).
     """
-    cell = code
+    if reduction not in ("mean", "sum"):
+        raise SpecError(f"reduction needs 'mean' or 'sum'; found {reduction!r}.{suggest(reduction, ('mean', 'sum'))}")
+    cell, inside = code, None
     if within is not None:
-        cell = torch.where((code < 0) | (within < 0), torch.full_like(code, -1), within * groups + code)
-    k = kernel(squared_distances(y), bandwidths)
-    member = torch.nn.functional.one_hot(cell + 1, groups * strata + 1)[:, 1:].to(k.dtype)  # [n, strata * groups]
-    count = member.sum(0)
-    sums = (member.T @ k @ member).reshape(strata, groups, strata, groups).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # [strata, K, K]
-    count = count.reshape(strata, groups)
-    own = sums.diagonal(dim1=1, dim2=2)
-    mean_own = (own - count) / (count * (count - 1)).clamp_min(1) if unbiased else own / (count * count).clamp_min(1)
-    mean_cross = sums / (count[:, :, None] * count[:, None, :]).clamp_min(1)
-    present = (count >= 2).to(k.dtype)
-    pair = torch.triu(present[:, :, None] * present[:, None, :], diagonal=1)
-    value = (pair * (mean_own[:, :, None] + mean_own[:, None, :] - 2 * mean_cross)).sum()
-    return value if reduction == "sum" else value / pair.sum().clamp_min(1)
+        cell = torch.where((code < 0) | (within < 0), -1, within * groups + code)
+        inside = within if strata > 1 else None
+    y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+    share, own = row_weights(cell, groups=groups, strata=strata, unbiased=unbiased, reduction=reduction, dtype=y.dtype)
+    return weighted_kernel(y, cell, inside, share, own, bandwidths, unbiased=unbiased)
+
+
+def row_weights(cell: Tensor, *, groups: int, strata: int, unbiased: bool, reduction: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    r"""What makes the weights w of :math:`\mathrm{MMD}^2 = \sum_{ij} w_{ij} k(y_i, y_j)`, over all pairs of groups at once. Dimensionless.
+
+    With :math:`n_a` cells in group a and :math:`p_a` groups that it is compared with, a pair of two groups weighs
+    :math:`-1 / n_a n_b`, a pair inside one :math:`p_a / n_a (n_a - 1)`, or :math:`p_a / n_a^2` with the diagonal. The weights add to 0.
+
+    Args:
+        cell: [n] stratum * groups + group of each row; -1 is left out.
+        groups, strata: Their numbers.
+        unbiased: Without the diagonal.
+        reduction: ``"mean"`` over the pairs of groups, or ``"sum"``.
+        dtype: Of the result.
+
+    Returns:
+        [n] share, where two rows of two groups weigh minus the product, and [n] weight of a pair inside the row's group.
+    """
+    count = torch.zeros(strata * groups + 1, dtype=dtype, device=cell.device)
+    count = count.index_add_(0, cell + 1, torch.ones_like(cell, dtype=dtype))[1:].view(strata, groups)
+    present = (count >= 2).to(dtype)
+    others = present.sum(1, keepdim=True) - 1
+    own = present * others / (count * (count - 1 if unbiased else count)).clamp_min(1)
+    share = present / count.clamp_min(1)
+    if reduction == "mean":
+        pairs = (0.5 * (others + 1) * others).sum().clamp_min(1)
+        share, own = share / pairs.sqrt(), own / pairs
+    table = torch.nn.functional.pad(torch.stack([share.view(-1), own.view(-1)]), (1, 0))  # the first column is of rows that are left out
+    share, own = table[:, cell + 1]
+    return share, own
 
 
 def around_median(y: Tensor) -> Tensor:

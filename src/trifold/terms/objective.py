@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from trifold.errors import SpecError
 from trifold.records import Pass, Progress, Report
 from trifold.schedule import Schedule, weight_now
+from trifold.share import ALONE, Share
 from trifold.spec import Component, arguments
 from trifold.terms.base import Term
+from trifold.terms.whole import whole
 
 
 class Objective(Component, nn.Module):
@@ -25,6 +27,8 @@ class Objective(Component, nn.Module):
     Raises:
         SpecError: A weight for a term that is not there, or no term.
     """
+
+    share: Share = ALONE
 
     def __init__(self, terms: Mapping[str, Term], weights: Mapping[str, float | Schedule] | None = None):
         super().__init__()
@@ -50,12 +54,13 @@ class Objective(Component, nn.Module):
     def forward(self, p: Pass) -> Report:
         """The weighted sum, each raw value, and the weights at this progress. A term of weight 0 is not evaluated."""
         values: dict[str, Tensor] = {}
+        together = whole(p, self.share) if self.joint else p
         weights = {name: weight_now(w, p.progress) for name, w in self.weights.items()}
         loss = torch.zeros((), device=p.z.device)
         for name, term in self.terms.items():
             if weights[name] == 0 and not isinstance(self.weights[name], Schedule):
                 continue
-            value = term(p).mean()
+            value = term(together if term.joint else p).mean()
             values[name] = value.detach()
             if weights[name] != 0:
                 loss = loss + weights[name] * value

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from trifold.errors import SpecError
 from trifold.records import Pass
-from trifold.terms.base import Term
+from trifold.terms.base import Term, once
 
 _SMOOTH = 0.03  # a log change below which a norm is rounded off, so that its gradient is finite at 0
 
@@ -46,12 +49,10 @@ class Shrinkage(Term):
     def forward(self, p: Pass) -> Tensor:
         """[] nats per cell."""
         decoder = p.vae.decoder  # type: ignore[attr-defined]
-        weight = p.vae.likelihood.out.weight[:, decoder.network.width :]  # [g, c + c * rank]
-        mean, departure = weight[:, : decoder.covariates], weight[:, decoder.covariates :]
-        total = self.local * departure.square().sum() + self.shared * mean.square().sum()
-        if self.sparse:
-            norm = departure.unflatten(1, (decoder.covariates, decoder.rank)).square().sum(2)
-            total = total + self.sparse * (_rounded(mean.square()).sum() + _rounded(norm).sum())
+        sizes = decoder.network.width, decoder.covariates, decoder.rank
+        weight = p.vae.likelihood.out.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            total = _Effects.apply(weight, sizes, (self.local, self.shared, self.sparse))
         theta = getattr(p.vae.likelihood, "theta", None)
         if theta is not None:
             own, departures = theta.distances()
@@ -59,5 +60,34 @@ class Shrinkage(Term):
         return total / p.progress.cells  # type: ignore[no-any-return]
 
 
-def _rounded(square: Tensor) -> Tensor:
-    return (square + _SMOOTH**2).sqrt() - _SMOOTH
+class _Effects(torch.autograd.Function):
+    # The three sums over effects in closed form. The first b of the weights' b + c + c * rank columns are the base, without a part here.
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, sizes: tuple[int, int, int], rates: tuple[float, float, float]) -> Tensor:
+        base, c, rank = sizes
+        local, shared, sparse = rates
+        mean, departure = weight[:, base : base + c], weight[:, base + c :]
+        square = mean * mean
+        norm = ((departure * departure).view(len(weight) * c, rank) @ weight.new_ones(rank)).view(-1, c)  # sooner than sum() of short rows
+        total = local * norm.sum() + shared * square.sum()
+        if sparse:
+            roots = [(part + _SMOOTH**2).sqrt_() for part in (square, norm)]
+            total += sparse * sum((root - _SMOOTH).sum() for root in roots)
+            square, norm = (root.reciprocal_().mul_(sparse) for root in roots)
+        else:
+            square, norm = square.zero_(), norm.zero_()
+        ctx.save_for_backward(weight, square.add_(2 * shared), norm.add_(2 * local))
+        ctx.sizes = sizes
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *up: Tensor) -> tuple[Tensor, None, None]:
+        once("Shrinkage")
+        weight, of_mean, of_departure = ctx.saved_tensors
+        base, c, rank = ctx.sizes
+        out = torch.empty_like(weight)
+        out[:, :base] = 0
+        torch.mul(weight[:, base : base + c], up[0] * of_mean, out=out[:, base : base + c])
+        each = (up[0] * of_departure).view(-1, 1) @ weight.new_ones(1, rank)
+        torch.mul(weight[:, base + c :], each.view(len(weight), c * rank), out=out[:, base + c :])
+        return out, None, None

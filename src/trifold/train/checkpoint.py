@@ -110,5 +110,6 @@ class Checkpoints:
             key = keys[0]
             raise CheckpointError(
                 f"The checkpoint in {str(self.folder)!r} is of a run with {key} = {about.get(key)!r}; "
-                f"this one has {self.about.get(key)!r}. Resume with the arguments and data that it began with, or pass resume=False to begin anew."
+                f"this one has {self.about.get(key)!r}. Resume with the arguments and data that it began with, "
+                "or pass resume=False to begin anew."
             )

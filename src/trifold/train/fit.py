@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trifold.errors import Interrupted
+from trifold.errors import Interrupted, SpecError
 from trifold.records import Batch, Progress, Report
 from trifold.share import ALONE, Share, spread
 from trifold.train.checkpoint import Checkpoints
@@ -19,6 +19,7 @@ from trifold.train.compiling import compiled
 from trifold.train.guard import CHECK_EVERY, Guard, weights_of
 from trifold.train.history import History
 from trifold.train.launch import launch, share_of
+from trifold.train.memory import keep_freed
 from trifold.train.plan import Plan
 from trifold.train.state import Mean, Position, State
 from trifold.train.stopping import stopping
@@ -79,6 +80,8 @@ def fit(
     """
     fabric = fabric or launch(device, plan.precision)
     share = share_of(fabric)
+    if fabric.device.type == "cpu":
+        keep_freed()
     step = compiled(step) if plan.compile else step
     with _own_noise(seed, fabric.device), stopping(listen=checkpoints is not None) as asked:
         network.train()
@@ -136,9 +139,15 @@ def fit(
 
 def _same_start(network: nn.Module, share: Share) -> None:
     """Every process begins with the weights of the first."""
-    if not share.alone:
-        for tensor in network.state_dict().values():
-            torch.distributed.broadcast(tensor, 0)
+    if share.alone:
+        return
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+        raise SpecError(
+            "Several processes need cells that do not see each other; this model has BatchNorm, whose means would be those of each "
+            "process's own cells. Use norm='layer' (for presets: leave out published=True), or devices=1."
+        )
+    for tensor in network.state_dict().values():
+        torch.distributed.broadcast(tensor, 0)
 
 
 def _given_up(state: State, plan: Plan, *, watched: bool) -> bool:

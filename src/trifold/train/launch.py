@@ -53,6 +53,19 @@ def share_of(fabric: Any) -> Share:
     return ALONE if fabric.world_size == 1 else Share(fabric.global_rank, fabric.world_size)
 
 
+def group(devices: int, nodes: int) -> tuple[int, int]:
+    """Processes on each machine, and machines: those that torchrun began, where it did, else as asked for."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return devices, nodes
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return here, int(os.environ["WORLD_SIZE"]) // here
+
+
+def first() -> bool:
+    """Whether this process is the one of its group that prints and writes."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+
+
 def grouped() -> bool:
     """Whether torchrun, SLURM or :func:`trifold.train.together` began this process as one of a group."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 or ("SLURM_NTASKS" in os.environ and int(os.environ["SLURM_NTASKS"]) > 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import sys
 import time
@@ -15,7 +16,7 @@ from trifold import errors
 from trifold.errors import DeviceError, Interrupted, TrifoldError
 from trifold.train.stopping import stopping
 
-_PATIENCE = 30.0  # seconds that processes have to end after one of them failed or was asked to
+_PATIENCE = 60.0  # seconds that processes have to end after one of them failed or was asked to
 
 
 def together(function: Callable[..., Any], *args: Any, processes: int) -> None:
@@ -36,8 +37,9 @@ def together(function: Callable[..., Any], *args: Any, processes: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    sent = pickle.dumps((function, args))  # plainly: as arguments of a process, tensors would be memory that all of them write to
     threads = max(1, torch.get_num_threads() // processes)
-    group = [context.Process(target=_one, args=(rank, processes, port, threads, said, function, args)) for rank in range(processes)]
+    group = [context.Process(target=_one, args=(rank, processes, port, threads, said, sent)) for rank in range(processes)]
     with stopping(listen=True) as asked:
         for process in group:
             process.start()
@@ -77,12 +79,13 @@ def _end(group: list[Any]) -> None:
             process.kill()
 
 
-def _one(rank: int, world: int, port: int, threads: int, said: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _one(rank: int, world: int, port: int, threads: int, said: Any, sent: bytes) -> None:
     here = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ.update({name: str(value) for name, value in here.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "trifold"})
     torch.set_num_threads(threads)
     try:
+        function, args = pickle.loads(sent)
         function(*args)
     except TrifoldError as error:
         details = {key: getattr(error, key) for key in ("step", "term", "signal") if hasattr(error, key)}

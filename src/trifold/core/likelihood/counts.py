@@ -12,7 +12,7 @@ from trifold.core.likelihood.base import Likelihood, output_layer
 from trifold.core.likelihood.dispersion import Dispersion
 from trifold.dist import NegativeBinomial as NegativeBinomialDistribution
 from trifold.dist import ZeroInflated as ZeroInflatedDistribution
-from trifold.dist import nb_log_prob, zinb_log_prob
+from trifold.dist import log_prob_of_features
 from trifold.dist.transport import move_counts, move_zero_inflated
 from trifold.records import Batch
 
@@ -50,7 +50,7 @@ class NegativeBinomial(Likelihood):
 
     def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
         """[n] nats."""
-        return nb_log_prob(self.out(h), log_size(batch), self.theta(batch), batch.rows)
+        return log_prob_of_features(h, self.linear(), log_size(batch), self.theta(batch), batch.rows)
 
     def distribution(self, h: Tensor, batch: Batch) -> Distribution:
         """Negative binomial, [n, g]."""
@@ -107,7 +107,8 @@ class ZeroInflated(Likelihood):
 
     def log_prob(self, h: Tensor, batch: Batch) -> Tensor:
         """[n] nats."""
-        return zinb_log_prob(self.out(h), log_size(batch), self.theta(batch), self.gate(h), batch.rows)
+        gate = self.gate.weight, self.gate.bias
+        return log_prob_of_features(h, self.linear(), log_size(batch), self.theta(batch), batch.rows, gate=gate)
 
     def distribution(self, h: Tensor, batch: Batch) -> Distribution:
         """Zero-inflated negative binomial, [n, g]."""

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import hardtanh, pad
 
 from trifold.errors import SpecError, suggest
 from trifold.records import Batch
@@ -44,10 +45,11 @@ class Dispersion(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Log inverse dispersion, [g] or [n, g]."""
         log_theta = GAIN * self.shared
-        if self.departure is not None:
-            none = torch.zeros_like(self.departure[:1])  # row -1
-            log_theta = log_theta + GAIN * torch.cat([self.departure, none])[batch.code[self.role]]
-        return log_theta.clamp(*_RANGE)
+        if self.departure is None:
+            return hardtanh(log_theta, *_RANGE)  # clamp, with a derivative of one pass
+        table = hardtanh(log_theta + GAIN * pad(self.departure, (0, 0, 0, 1)), *_RANGE)  # the last row: categories that are unknown
+        code = batch.code[self.role]
+        return table.index_select(0, torch.where(code < 0, len(table) - 1, code))
 
     def distances(self) -> tuple[Tensor, Tensor]:
         """Two sums of squares of log theta: genes about what is typical, and conditions about their gene's own (0 without)."""
