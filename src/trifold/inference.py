@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trifold.core import VAE
-from trifold.data import Cells
+from trifold.data import Cells, batches
 from trifold.records import Batch
 from trifold.terms import KL
 from trifold.train import launch
@@ -77,7 +77,7 @@ def values_of(cells: Cells, *, decoded: bool) -> float:
 
 def chunks(cells: Cells, index: np.ndarray) -> Iterator[Batch]:
     """Some cells as batches, in order."""
-    return (cells.batch(at) for at in cut(index, min(_CHUNK, step_of(values_of(cells, decoded=True)))))
+    return batches(cells, cut(index, min(_CHUNK, step_of(values_of(cells, decoded=True)))))
 
 
 def moments(cells: Cells, index: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -225,9 +225,9 @@ class _SparseMatmul(torch.autograd.Function):
         crow, col, val = ctx.saved_tensors
         order = torch.argsort(col, stable=True)
         row = torch.repeat_interleave(torch.arange(crow.shape[0] - 1, device=crow.device), crow.diff(), output_size=col.shape[0])
-        start = torch.zeros(ctx.genes + 1, dtype=torch.int64, device=col.device)
-        torch.cumsum(torch.bincount(col, minlength=ctx.genes), 0, out=start[1:])
-        return None, None, None, _bag(start, row[order], val[order], up[0].contiguous())
+        start = col.new_zeros(ctx.genes + 1)
+        start.scatter_add_(0, col + 1, torch.ones_like(col))  # bincount would wait for the device
+        return None, None, None, _bag(start.cumsum(0), row[order], val[order], up[0].contiguous())
 
 
 def _bag(crow: Tensor, col: Tensor, val: Tensor, weight: Tensor) -> Tensor:

@@ -119,6 +119,16 @@ class Rows:
         end = int(crow[k])
         return Rows.of_csr(crow[: k + 1], col[:end], val[:end], (k, self.shape[1]))
 
+    def between(self, start: int, stop: int) -> Rows:
+        """Rows start to stop, which share the memory of these."""
+        shape = (stop - start, self.shape[1])
+        if self.dense is not None:
+            return Rows(shape, dense=self.dense[start:stop])
+        crow, col, val = self.csr()
+        crow = crow[start : stop + 1]
+        first, last = int(crow[0]), int(crow[-1])
+        return Rows.of_csr(crow - first, col[first:last], val[first:last], shape)
+
     def to(self, device: torch.device | str) -> Rows:
         """The same rows on another device."""
         dense, crow, col, val = (_moved(part, device) for part in (self.dense, self.crow, self.col, self.val))
@@ -178,7 +188,9 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device; itself if it is there."""
+        if self.rows.device == device:
+            return self
         return Batch(
             rows=self.rows.to(device),
             size=self.size.to(device),

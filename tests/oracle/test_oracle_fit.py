@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from trifold.errors import DeviceError, SpecError, TrainingError
+from trifold.errors import DeviceError, SpecError, TrainingError, TrifoldWarning
 from trifold.records import Batch, Progress, Report, Rows
 from trifold.train import History, Plan, fit, launch
 from trifold.train import fit as _fit_function
@@ -270,3 +271,38 @@ def test_a_device_that_is_not_there_is_named():
     with pytest.raises(DeviceError, match="tpu"):
         launch("tpu")
     assert _fit_function is fit
+
+
+def test_compile_that_fails_says_why_and_training_goes_on_with_the_same_numbers(monkeypatch):
+    def broken(step, **options):
+        def run(*args):
+            torch.randn(3)  # what was drawn before the failure is put back
+            raise RuntimeError("no compiler here\nand more")
+
+        return run
+
+    plain, other = Line(), Line()
+    run(plain)
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(TrifoldWarning, match=r"torch.compile failed \(RuntimeError: no compiler here\); training goes on without it"):
+        run(other, plan=Plan(patience=None, compile=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_step_gives_the_numbers_of_the_plain_one(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)  # the same noise
+    plain, other = Line(), Line()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TrifoldWarning)  # it did not fall back
+        warnings.simplefilter("ignore", DeprecationWarning)
+        one, two = run(plain), run(other, plan=Plan(patience=None, compile=True))
+    assert [r["train/loss"] for r in two.rows] == pytest.approx([r["train/loss"] for r in one.rows], rel=1e-5)
+
+
+def test_larger_minibatches_get_higher_rates_and_fewer_steps_that_see_more_cells():
+    plan = Plan(batch=128, lr=1e-3, steps=1_600)
+    assert plan.at(128) == plan
+    assert plan.at(64) == Plan(batch=64, lr=1e-3, steps=1_600)
+    large = plan.at(2048)
+    assert (large.batch, large.lr, large.steps) == (2048, pytest.approx(4e-3), 400)

@@ -167,12 +167,16 @@ class Cells:
         """A minibatch of values that were read before.
 
         Args:
-            values: [m, g] as :meth:`values` gives them.
+            values: [m, g] as :meth:`values` gives them, or their ``Rows``, of which minibatches are cut without a copy.
             index: [k] int64 positions of the cells, whose values are the rows of ``values`` from ``start``.
             start: The first of those rows.
         """
+        if isinstance(values, Rows):
+            rows = values.between(start, start + len(index))
+        else:
+            rows = rows_of(values, sparse=self.schema.sparse, within=slice(start, start + len(index)))
         return Batch(
-            rows=rows_of(values, sparse=self.schema.sparse, within=slice(start, start + len(index))),
+            rows=rows,
             size=torch.from_numpy(self.size.take(index, 0)),
             design={r: torch.from_numpy(self._design_at(r, index)) for r in self._parts},
             code={r: torch.from_numpy(v.take(index)) for r, v in self.code.items()},

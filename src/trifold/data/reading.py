@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trifold.data.cells import Cells
+from trifold.data.cells import Cells, rows_of
 from trifold.data.matrix import Array
 from trifold.data.source import positions
 from trifold.errors import DataError
@@ -70,6 +70,8 @@ class Reader:
 
     def _served(self, window: list[Array], values: Any) -> Iterator[Batch]:
         start = 0
+        if self.cells.schema.sparse and len(window) > 1:
+            values = rows_of(values, sparse=True)
         for index in window:
             yield self.cells.assemble(values, index, start)
             start += len(index)

@@ -107,18 +107,18 @@ def fit(
                         out = step(batch.to(fabric.device), progress)
                     out.loss.backward()
                     out, asks = _agreed(out, trained, asked.signal, share)
-                    norm = nn.utils.clip_grad_norm_(trained, plan.clip if plan.clip is not None else math.inf)
-                    names, values = guard.look(out, norm, at.done, at.lr)
+                    guard.note(out, _clipped(trained, plan.clip, fabric.device), at.done, share.whole(batch.n))
+                    if guard.due(at.done + 1):
+                        state.settle()
                     state.optimizer.step()
-                    state.mean.add(names, values, share.whole(batch.n))
                     at.index, at.done, at.seconds = at.index + 1, at.done + 1, time.perf_counter() - began
                     stop = asked.signal if asks is None else int(asks.argmax()) if at.done % every == 0 else 0
                     if checkpoints is not None and (stop or checkpoints.due(at.done)):
-                        guard.settle(at.lr)
+                        state.settle()
                         checkpoints.write(state)
                         if stop:
                             raise _interrupted(stop, checkpoints, at.done)
-                guard.settle(at.lr)
+                state.settle()
                 row = {"epoch": at.epoch, "step": at.done, "lr": at.rate, **state.mean.row("train")}
                 if validation is not None:
                     row |= _watch(network, step, validation(), fabric, seed, cells)
@@ -171,6 +171,15 @@ def _judge(row: dict[str, float], watch: Mapping[str, float] | None, state: Stat
         at.lr = max(at.lr * 0.3, 1e-6)
 
 
+def _clipped(trained: list[nn.Parameter], clip: float | None, device: torch.device) -> Tensor:
+    """[] length of the gradient, which is made no longer than ``clip``. On the CPU, where a look is free, a short one is left as it is."""
+    gradients = [p.grad for p in trained if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if clip is not None and (device.type != "cpu" or not norm <= clip):
+        nn.utils.clip_grads_with_norm_(trained, clip, norm)
+    return norm
+
+
 def _agreed(out: Report, trained: list[nn.Parameter], signal: int, share: Share) -> tuple[Report, Tensor | None]:
     """Gradients and values as all processes have them, their mean, and [64] which signals came to any of them. One message a step."""
     if share.alone:
@@ -205,7 +214,7 @@ def _watch(network: nn.Module, step: Step, batches: Iterable[Batch], fabric: Any
         for batch in batches:
             with fabric.autocast():
                 out = step(batch.to(fabric.device), Progress.done(cells))
-            mean.add([*out.values, "loss"], torch.stack([v.float() for v in (*out.values.values(), out.loss)]), batch.n)
+            mean.add([*out.values, "loss"], torch.stack([*out.values.values(), out.loss]).tolist(), batch.n)
     network.train()
     spread(network, share_of(fabric))
     return mean.row("validation")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +17,7 @@ _PATIENCE = 5  # ... for so many steps on end has diverged; one odd minibatch ha
 
 
 class Guard:
-    """Notes on the device when a quantity first goes wrong, looks now and then, and puts good weights back.
+    """Keeps each step's values on the device, looks at them now and then, and puts good weights back where one went wrong.
 
     Args:
         network: Whose weights.
@@ -24,70 +27,73 @@ class Guard:
     def __init__(self, network: nn.Module, *, every: int):
         self.network = network
         self.every = every
-        self.names: list[str] = []
-        self.first: Tensor | None = None  # step at which each quantity first went wrong; -1: never
-        self.limit = self.over = torch.zeros(())
-        self.last: Report | None = None
+        self.names: list[str] = []  # of the terms, then "loss"
+        self.limit: float | None = None  # of the loss
+        self.over = 0  # steps on end above it
+        self.weights: Mapping[str, float] = {}
         self.saved, self.saved_at = weights_of(network), 0
+        self._unseen: list[tuple[int, int, Tensor]] = []
 
-    def look(self, out: Report, norm: Tensor, step: int, lr: float) -> tuple[list[str], Tensor]:
-        """Note the step at which a quantity first goes wrong; every few steps, act on it.
+    def note(self, out: Report, norm: Tensor, step: int, cells: int) -> None:
+        """Take a step's values; nothing is looked at.
 
         Args:
             out: Of this step.
             norm: [] of the gradient.
             step: Number of steps before this one.
+            cells: In its minibatch.
+        """
+        self.names, self.weights = [*out.values, "loss"], out.weights
+        self._unseen.append((step, cells, torch.stack([*out.values.values(), out.loss.detach(), norm.detach()]).float()))
+
+    def due(self, done: int) -> bool:
+        """Whether to look after so many steps."""
+        return done % self.every == 0
+
+    def settle(self, lr: float) -> list[tuple[int, list[float]]]:
+        """Look, and stop if something went wrong.
+
+        Args:
             lr: For the message.
 
         Returns:
-            Names of the terms, then ``"loss"``, and their values [k].
-
-        Raises:
-            TrainingError: Something went wrong.
-        """
-        self.names, self.last = [*out.values, "gradient", "loss"], out
-        values = torch.stack([*out.values.values(), out.loss.detach(), norm.detach()]).float()
-        loss = values[-2].abs()
-        if self.first is None:
-            self.first = torch.full((len(self.names),), -1, device=values.device)
-            self.limit = _DIVERGED * (1 + loss)
-            self.over = torch.zeros_like(loss)
-        self.over = torch.where(loss > self.limit, self.over + 1, torch.zeros_like(self.over))
-        good = torch.isfinite(values)
-        good = torch.cat([good[:-2], good[-1:], (self.over < _PATIENCE)[None]])
-        self.first = torch.where((self.first < 0) & ~good, step, self.first)
-        if (step + 1) % self.every == 0:
-            self.settle(lr)
-        if (step + 1) % CHECK_EVERY == 0 and float(self.over) == 0:
-            self.saved, self.saved_at = weights_of(self.network), step
-        return [*out.values, "loss"], values[:-1]
-
-    def settle(self, lr: float) -> None:
-        """Look at the device and stop if something went wrong.
+            (cells, values of the terms and the loss) of each step since the last look.
 
         Raises:
             TrainingError: Something did.
         """
-        bad = [] if self.first is None else [(s, name) for s, name in zip(self.first.tolist(), self.names, strict=True) if s >= 0]
-        if bad:
-            self.stop(*min(bad, key=lambda b: b[0]), lr)  # of one step, the term before the gradient that it spoils
+        if not self._unseen:
+            return []
+        rows = [self._unseen[0][2].tolist()] if len(self._unseen) == 1 else torch.stack([v for _, _, v in self._unseen]).tolist()
+        steps, self._unseen = self._unseen, []
+        for (step, _, _), row in zip(steps, rows, strict=True):
+            for name, value in zip((*self.names[:-1], "gradient"), (*row[:-2], row[-1]), strict=True):
+                if not math.isfinite(value):
+                    self.stop(step, name, lr)  # the first term before the gradient that it spoils
+            loss = abs(row[-2])
+            self.limit = _DIVERGED * (1 + loss) if self.limit is None else self.limit
+            self.over = self.over + 1 if loss > self.limit else 0
+            if self.over >= _PATIENCE:  # finite, and out of all proportion: the largest term is to blame
+                shares = {name: abs(value * self.weights.get(name, 1.0)) for name, value in zip(self.names, row[:-2], strict=False)}
+                self.stop(step, max(shares, key=lambda name: shares[name]), lr, how="ten thousand times the first loss")
+        last = steps[-1][0]
+        if (last + 1) % CHECK_EVERY == 0 and self.over == 0:
+            self.saved, self.saved_at = weights_of(self.network), last
+        return [(cells, row[:-1]) for (_, cells, _), row in zip(steps, rows, strict=True)]
 
-    def stop(self, step: int, name: str, lr: float) -> None:
+    def stop(self, step: int, name: str, lr: float, *, how: str = "NaN or infinite") -> None:
         """Put good weights back and stop.
 
         Args:
             step: At which it happened.
-            name: Of a term, or ``"gradient"``, ``"loss"``, ``"validation loss"``.
+            name: Of a term, or ``"gradient"``, ``"validation loss"``.
             lr: For the message.
+            how: What it became.
 
         Raises:
             TrainingError: Always.
         """
         self.network.load_state_dict(self.saved)
-        how = "NaN or infinite"
-        if name == "loss" and self.last is not None:  # finite, and out of all proportion: the largest term is to blame
-            shares = {term: abs(float(value) * self.last.weights.get(term, 1.0)) for term, value in self.last.values.items()}
-            name, how = max(shares, key=lambda term: shares[term]), "ten thousand times the first loss"
         what = {"gradient": "the gradient", "validation loss": "the validation loss"}.get(name, f"term {name!r}")
         raise TrainingError(
             f"{what[0].upper()}{what[1:]} became {how} at step {step}. The model was put back to step {self.saved_at}. "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,23 +41,22 @@ class Position:
 
 
 class Mean:
-    """Means over cells of named values, kept on the device until the epoch ends."""
+    """Means over cells of named values."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.total: Tensor | None = None
+        self.total: list[float] = []
         self.cells = 0
 
-    def add(self, names: list[str], values: Tensor, n: int) -> None:
-        """Add the means over n cells, [k]."""
-        self.names = names
-        self.total = values * n if self.total is None else self.total.add_(values, alpha=n)
+    def add(self, names: Sequence[str], values: Sequence[float], n: int) -> None:
+        """Add the means over n cells."""
+        self.names = list(names)
+        self.total = [old + n * value for old, value in zip(self.total or [0.0] * len(values), values, strict=True)]
         self.cells += n
 
     def row(self, prefix: str) -> dict[str, float]:
         """``prefix/name`` -> mean."""
-        found = [] if self.total is None else self.total.tolist()
-        return {f"{prefix}/{name}": value / max(1, self.cells) for name, value in zip(self.names, found, strict=True)}
+        return {f"{prefix}/{name}": value / max(1, self.cells) for name, value in zip(self.names, self.total, strict=True)}
 
 
 @dataclass
@@ -79,15 +78,22 @@ class State:
     mean: Mean = field(default_factory=Mean)
     history: History = field(default_factory=History)
 
+    def settle(self) -> None:
+        """Look at the steps since the last look, and add their values up.
+
+        Raises:
+            TrainingError: Something went wrong in one of them.
+        """
+        for n, values in self.guard.settle(self.at.lr):
+            self.mean.add(self.guard.names, values, n)
+
     def tensors(self) -> dict[str, Tensor]:
-        """name -> tensor: weights, moments of the optimiser, best weights, sums of the epoch, generators; copies on the CPU."""
+        """name -> tensor: weights, moments of the optimiser, best weights, generators; copies on the CPU."""
         moments = {
             f"optimizer.{i}.{name}": value for i, held in self.optimizer.state_dict()["state"].items() for name, value in held.items()
         }
         found = {f"network.{name}": t for name, t in weights_of(self.network).items()} | moments
         found |= {} if self.best is None else {f"best.{name}": t for name, t in self.best.items()}
-        found |= {} if self.mean.total is None else {"mean": self.mean.total}
-        found |= {} if self.guard.first is None else {"guard.limit": self.guard.limit, "guard.over": self.guard.over}
         found["generator.cpu"] = torch.get_rng_state()
         device = next(iter(self.network.parameters())).device
         if device.type == "cuda":
@@ -97,9 +103,9 @@ class State:
     def facts(self) -> dict[str, Any]:
         """The rest, as plain data."""
         at = asdict(self.at) | {"best": self.at.best if math.isfinite(self.at.best) else None}
-        watched = {"names": self.guard.names, "every": self.guard.every}
-        mean = {"names": self.mean.names, "cells": self.mean.cells}
-        return {"at": at, "mean": mean, "guard": watched, "history": self.history.rows}
+        mean = {"names": self.mean.names, "total": self.mean.total, "cells": self.mean.cells}
+        guard = {"limit": self.guard.limit, "over": self.guard.over}
+        return {"at": at, "mean": mean, "guard": guard, "history": self.history.rows}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Put back what :meth:`tensors` and :meth:`facts` gave.
@@ -113,14 +119,11 @@ class State:
             self.optimizer.load_state_dict({"state": _moments(tensors), "param_groups": self.optimizer.state_dict()["param_groups"]})
             self.best = _under("best.", tensors) or None
             self.at = Position(**{**facts["at"], "best": math.inf if facts["at"]["best"] is None else facts["at"]["best"]})
-            self.mean.names, self.mean.cells = list(facts["mean"]["names"]), int(facts["mean"]["cells"])
-            self.mean.total = tensors["mean"].to(device) if "mean" in tensors else None
+            self.mean = Mean()
+            self.mean.names, self.mean.total, self.mean.cells = (facts["mean"][key] for key in ("names", "total", "cells"))
             self.guard = Guard(self.network, every=self.guard.every)
             self.guard.saved_at = self.at.done - 1
-            if "guard.limit" in tensors:
-                self.guard.names = list(facts["guard"]["names"])
-                self.guard.limit, self.guard.over = tensors["guard.limit"].to(device), tensors["guard.over"].to(device)
-                self.guard.first = torch.full((len(self.guard.names),), -1, device=device)
+            self.guard.limit, self.guard.over = facts["guard"]["limit"], facts["guard"]["over"]
             self.history = History(facts["history"])
             torch.set_rng_state(tensors["generator.cpu"])
             if device.type == "cuda":
