@@ -56,14 +56,16 @@ class Objective(Component, nn.Module):
         values: dict[str, Tensor] = {}
         together = whole(p, self.share) if self.joint else p
         weights = {name: weight_now(w, p.progress) for name, w in self.weights.items()}
-        loss = torch.zeros((), device=p.z.device)
+        loss: Tensor | None = None
         for name, term in self.terms.items():
             if weights[name] == 0 and not isinstance(self.weights[name], Schedule):
                 continue
             value = term(together if term.joint else p).mean()
             values[name] = value.detach()
             if weights[name] != 0:
-                loss = loss + weights[name] * value
+                weighed = value if weights[name] == 1 else weights[name] * value
+                loss = weighed if loss is None else loss + weighed
+        loss = torch.zeros((), device=p.z.device) if loss is None else loss
         return Report(loss=loss, values=values, weights=weights)
 
     def table(self) -> list[tuple[str, str, str, str]]:
