@@ -2,11 +2,11 @@
 
     python benchmarks/limits.py
 
-conditions (L8): one epoch of trvae on 1,000 conditions of 10 cells each, 200 genes: the loss is finite, and the MMD of a minibatch costs what it
-costs with 2 conditions (the same Gram matrix). genes (L9): the curvature term and its gradient for 2,000 and for 60,000 genes: no tensor of
-points by genes is made (the Gram matrix is as wide as the features), so that what it takes grows by some copies of the last layer's weights
-alone: their gradient from the term, what that is made of, and a transposed copy. Each in a process of its own; memory is the highest
-resident size above that before the term is evaluated. Writes results/limits.csv.
+conditions (L8): one epoch of trvae on 1,000 conditions of 10 cells each, 200 genes: the loss is finite, and the MMD of a minibatch costs
+what it costs with 2 conditions (the same Gram matrix). genes (L9): the curvature term and its gradient for 2,000 and for 60,000 genes: no
+tensor of points by genes is made (the Gram matrix is as wide as the features), so that what it takes grows by some copies of the last
+layer's weights alone: their gradient from the term, what that is made of, and a transposed copy. Each in a process of its own; memory is
+the highest resident size above that before the term is evaluated. Writes results/limits.csv.
 """
 
 from __future__ import annotations
