@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 THREADS ?= 2
 
-.PHONY: demo test test-slow lint format bench-response bench-geometry bench-curvature clean
+MINUTES ?= 10
+PEER ?=
+
+.PHONY: demo test test-slow lint format fuzz scorecard bench-response bench-geometry bench-curvature clean
 
 demo: $(READY)
 	$(BIN)/trifold demo --out demo-run
@@ -25,6 +28,14 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
+
+# Damaged files and odd data for MINUTES; exit status 1 if anything but a TrifoldError comes.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py --minutes $(MINUTES)
+
+# The sixty items; make scorecard PEER=scvi=ENV/bin/python adds scvi-tools' column.
+scorecard: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scorecard.py $(if $(PEER),--peer $(PEER))
 
 bench-response: $(READY)
 	$(BIN)/python benchmarks/response.py

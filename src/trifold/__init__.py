@@ -39,6 +39,7 @@ _HOME = {
     "Ramp": "trifold.schedule",
     "profile": "trifold.profiling",
     "sweep": "trifold.sweeps",
+    "verify": "trifold.loading",
     "TrifoldError": "trifold.errors",
     "TrifoldWarning": "trifold.errors",
 }
@@ -79,6 +80,7 @@ __all__ = [
     "simulate",
     "sweep",
     "trvae",
+    "verify",
 ]
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ if TYPE_CHECKING:
     from trifold.core import VAE, Likelihood, Prior
     from trifold.data import Schema, check, open, simulate
     from trifold.errors import TrifoldError, TrifoldWarning
-    from trifold.loading import load
+    from trifold.loading import load, verify
     from trifold.model import Model
     from trifold.presets.gamma_vae import gamma_vae
     from trifold.presets.invae import invae

@@ -5,25 +5,38 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from trifold.errors import CheckpointError, CorruptModelError, FormatError, listing
+from trifold.errors import CheckpointError, CorruptModelError, FormatError, TrifoldError, listing
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where folders are not locked
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
+_AGAIN = "Copy the run again from where it was saved."
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_EXCLUSIVE, _SHARED, _AT_ONCE = (fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_NB) if fcntl else (0, 0, 0)
 _MOST_JSON = 64 * 2**20  # bytes of one JSON file
+_MOST_PARTS = 1_000_000  # objects and lists in one
 
 
 def write_folder(path: Path, parts: Mapping[str, bytes], tensors: Mapping[str, Tensor], *, previous: Path | None, what: str) -> None:
     """Write a folder of files, ``MANIFEST.json`` last, with the size and SHA-256 of each; a kill leaves the old folder or the new one.
+
+    Of several processes that write one folder at a time, each writes all of it, and the last stays (of a new path: the first).
 
     Args:
         path: The folder.
@@ -33,7 +46,7 @@ def write_folder(path: Path, parts: Mapping[str, bytes], tensors: Mapping[str, T
         what: What messages call it.
 
     Raises:
-        CheckpointError: It cannot be written, or the disk is full.
+        CheckpointError: It cannot be written, or the disk is full; nothing of it is left.
     """
     manifest = {
         "format": FORMAT,
@@ -41,28 +54,108 @@ def write_folder(path: Path, parts: Mapping[str, bytes], tensors: Mapping[str, T
         "tensors": {name: {"shape": list(t.shape), "dtype": str(t.dtype)} for name, t in tensors.items()},
     }
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    needed = sum(len(data) for data in parts.values())
     try:
-        fresh.mkdir(parents=True)
-        for name, data in [*parts.items(), (MANIFEST, dump(manifest))]:
-            _write_synced(fresh / name, data)
-        _sync_folder(fresh)
-        if previous is not None and (path / MANIFEST).exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            os.rename(path, previous)
-        os.rename(fresh, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if previous is not None and not path.exists() and previous.exists():
-            os.rename(previous, path)
-        if not isinstance(error, OSError):
+        with explained(path, needed, what):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with alone(path.parent):
+                sweep(path.parent, f".{path.name}.*.part")
+                fresh.mkdir()
+                owned = _lock(fresh, _EXCLUSIVE)
+            try:
+                for name, data in [*parts.items(), (MANIFEST, dump(manifest))]:
+                    _write_synced(fresh / name, data)
+                _sync_folder(fresh)
+                _put_in_place(fresh, path, previous)
+                _sync_folder(path.parent)
+            finally:
+                _unlock(owned)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # nothing is left under this name where all went well
+
+
+def _put_in_place(fresh: Path, path: Path, previous: Path | None) -> None:
+    """Give a finished folder its name; of several processes that do so, each in its turn. A new path that another took first is left."""
+    with alone(path.parent):
+        if previous is None and (path / MANIFEST).exists():
+            return
+        try:
+            if previous is not None and (path / MANIFEST).exists():
+                shutil.rmtree(previous, ignore_errors=True)
+                os.rename(path, previous)
+            os.rename(fresh, path)
+        except BaseException:
+            if previous is not None and not path.exists() and previous.exists():
+                os.rename(previous, path)
             raise
-        needed, free = sum(len(data) for data in parts.values()), _free(path.parent)
-        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else str(error.strerror or error)
-        raise CheckpointError(
-            f"{what} {str(path)!r} could not be written: {why}. It needs {needed:,} bytes, and {free:,} are free there. "
-            "What was in that place before is untouched."
-        ) from error
+
+
+@contextmanager
+def explained(path: Path, needed: int | None, what: str) -> Iterator[None]:
+    """Errors of the system while something is written, said with the path, the bytes that it needs and those that are free.
+
+    Args:
+        path: What is written.
+        needed: Its bytes; None: not known.
+        what: What messages call it.
+
+    Raises:
+        CheckpointError: In the place of an OSError, or of the RuntimeError that h5py makes of one.
+    """
+    try:
+        yield
+    except TrifoldError:
+        raise
+    except (OSError, RuntimeError) as error:
+        why = str(getattr(error, "strerror", None) or error)
+        if getattr(error, "errno", None) in _FULL or any(os.strerror(code) in why for code in _FULL):
+            why = f"the disk is full ({why.splitlines()[0]})"
+        left = f"{free(path):,}"
+        room = f"{left} bytes are free there." if needed is None else f"It needs {needed:,} bytes, and {left} are free there."
+        raise CheckpointError(f"{what} {str(path)!r} could not be written: {why}. {room} What was there before is untouched.") from error
+
+
+@contextmanager
+def alone(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Inside, no other process or thread is in such a block of this folder; none but shared ones, if it is shared.
+
+    Where the system cannot lock a folder, nothing is waited for.
+    """
+    handle = _lock(folder, _SHARED if shared else _EXCLUSIVE)
+    try:
+        yield
+    finally:
+        _unlock(handle)
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove unfinished folders that killed processes left; those of living ones are locked."""
+    for left in folder.glob(pattern):
+        handle = _lock(left, _EXCLUSIVE | _AT_ONCE)
+        if handle is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            _unlock(handle)
+
+
+def _lock(folder: Path, how: int) -> int | None:
+    """An open handle of a folder that is locked; None where it cannot be, or is by another and ``how`` does not wait."""
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, how)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
 
 
 def read_folder(path: Path, names: Sequence[str], *, what: str) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -81,6 +174,34 @@ def read_folder(path: Path, names: Sequence[str], *, what: str) -> tuple[dict[st
     return {name: _read_verified(path / name, manifest["files"][name], what) for name in names}, manifest["tensors"]
 
 
+def faults(path: Path, names: Sequence[str], *, what: str) -> list[str]:
+    """What is wrong with the files of a folder: each file that is missing or damaged, and each that does not belong there.
+
+    Args:
+        path: The folder.
+        names: The files that it must hold.
+        what: What messages call it.
+
+    Returns:
+        One sentence a fault; none: every file holds the bytes that were written.
+    """
+    if not path.is_dir():
+        return [f"{what} {str(path)!r} is not a folder."]
+    found = [f"{p.name} is not part of it: remove it." for p in sorted(path.iterdir()) if p.name not in (*names, MANIFEST)]
+    left = [p.name for p in sorted(path.absolute().parent.iterdir()) if p.name.startswith(f".{path.name}.") and p.suffix == ".part"]
+    found += [f"{name}, beside it, is being written, or what an interrupted write left: then remove it." for name in left]
+    try:
+        said = _manifest(path, names, what)["files"]
+    except FormatError as error:
+        return [*found, str(error)]
+    for name in names:
+        try:
+            _read_verified(path / name, said[name], what)
+        except FormatError as error:
+            found.append(str(error))
+    return found
+
+
 def tensors_in(data: bytes, said: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file, after comparing every name, shape and dtype with the manifest.
 
@@ -93,52 +214,58 @@ def tensors_in(data: bytes, said: Mapping[str, Any], name: str) -> dict[str, Ten
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise CorruptModelError(f"{name} cannot be read: {error}.") from error
+        raise CorruptModelError(f"{name} cannot be read: {error}. {_AGAIN}") from error
     found = {key: {"shape": list(t.shape), "dtype": str(t.dtype)} for key, t in tensors.items()}
     if found != said:
         wrong = [n for n in {*found, *said} if found.get(n) != said.get(n)]
-        raise CorruptModelError(f"{name} and {MANIFEST} disagree on {listing(sorted(wrong))}.")
+        raise CorruptModelError(f"{name} and {MANIFEST} disagree on {listing(sorted(wrong))}. {_AGAIN}")
     return tensors
 
 
 def _manifest(path: Path, names: Sequence[str], what: str) -> dict[str, Any]:
     found = parse(_read_plain(path / MANIFEST, _MOST_JSON, what), MANIFEST)
     if not isinstance(found, dict) or "format" not in found:
-        raise FormatError(f"{MANIFEST} of {str(path)!r} has no key 'format'.")
+        raise FormatError(f"{MANIFEST} of {str(path)!r} has no key 'format'. {_AGAIN}")
     if type(found["format"]) is not int or found["format"] < 1:
-        raise FormatError(f"{MANIFEST} of {str(path)!r} must give the format as a whole number from 1; found {found['format']!r}.")
+        raise FormatError(f"{MANIFEST} of {str(path)!r} must give the format as a whole number from 1; found {found['format']!r}. {_AGAIN}")
     if found["format"] > FORMAT:
         raise FormatError(
-            f"{what} {str(path)!r} has format {found['format']}; this trifold reads up to {FORMAT}: it needs a newer trifold."
+            f"{what} {str(path)!r} has format {found['format']}; this trifold reads up to {FORMAT}: it needs a newer trifold: "
+            "pip install -U trifold."
         )
     unknown = [k for k in found if k not in ("format", "files", "tensors")]
     files, tensors = found.get("files"), found.get("tensors")
     if unknown or not isinstance(files, dict) or not isinstance(tensors, dict) or sorted(files) != sorted(names):
-        raise FormatError(f"{MANIFEST} of {str(path)!r} must hold format, files ({', '.join(names)}) and tensors; found {listing(found)}.")
+        raise FormatError(
+            f"{MANIFEST} of {str(path)!r} must hold format, files ({', '.join(names)}) and tensors; found {listing(found)}. {_AGAIN}"
+        )
     return found
 
 
 def _read_verified(path: Path, said: Any, what: str) -> bytes:
     size = said.get("size") if isinstance(said, dict) else None
     if type(size) is not int or size < 0 or not isinstance(said.get("sha256"), str):
-        raise FormatError(f"{MANIFEST} must give size and sha256 of {path.name}; found {said!r}.")
-    data = _read_plain(path, said["size"], what)
+        raise FormatError(f"{MANIFEST} must give size and sha256 of {path.name}; found {said!r}. {_AGAIN}")
+    if path.suffix == ".json" and size > _MOST_JSON:
+        raise FormatError(f"{path.name} must be at most {_MOST_JSON:,} bytes; {MANIFEST} gives {size:,}. {_AGAIN}")
+    data = _read_plain(path, size, what)
     if len(data) != said["size"] or hashlib.sha256(data).hexdigest() != said["sha256"]:
         raise CorruptModelError(
             f"{path.name} does not hold the bytes that were written: {len(data):,} bytes, {said['size']:,} expected, or another SHA-256. "
-            "Copy the run again from where it was saved."
+            + _AGAIN
         )
     return data
 
 
 def _read_plain(path: Path, most: int, what: str) -> bytes:
     try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise FormatError(f"{path.name} must be a plain file; found a link, folder or device.")
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise FormatError(f"{path.name} must be a plain file; found a link, folder or device. {_AGAIN}")
         with open(path, "rb") as file:
-            return file.read(most + 1)
+            return file.read(min(most, found.st_size) + 1)  # Python takes the memory before it reads
     except FileNotFoundError:
-        raise CorruptModelError(f"{what} {str(path.parent)!r} has no {path.name}.") from None
+        raise CorruptModelError(f"{what} {str(path.parent)!r} has no {path.name}. Copy it whole, or pass what Model.save wrote.") from None
 
 
 def parse(data: bytes, name: str) -> Any:
@@ -151,16 +278,23 @@ def parse(data: bytes, name: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [k for k, _ in pairs]
         if len(set(keys)) < len(keys):
-            raise FormatError(f"{name} repeats the key {next(k for k in keys if keys.count(k) > 1)!r}.")
+            raise FormatError(f"{name} repeats the key {next(k for k in keys if keys.count(k) > 1)!r}. {_AGAIN}")
         return dict(pairs)
 
     def refuse(word: str) -> Any:
-        raise FormatError(f"{name} holds {word}, which is not JSON.")
+        raise FormatError(f"{name} holds {word}, which is not JSON. {_AGAIN}")
 
+    def finite(word: str) -> float:
+        return float(word) if math.isfinite(float(word)) else refuse(word)
+
+    if len(data) > _MOST_JSON or data.count(b"{") + data.count(b"[") > _MOST_PARTS:
+        raise FormatError(f"{name} must be at most {_MOST_JSON:,} bytes with {_MOST_PARTS:,} objects and lists; found more. {_AGAIN}")
     try:
-        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CorruptModelError(f"{name} is not JSON: {error}.") from error
+        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
+    except FormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CorruptModelError(f"{name} is not JSON: {error}. {_AGAIN}") from error
 
 
 def text(data: bytes, name: str) -> str:
@@ -172,7 +306,7 @@ def text(data: bytes, name: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise CorruptModelError(f"{name} is not text in UTF-8: {error}.") from error
+        raise CorruptModelError(f"{name} is not text in UTF-8: {error}. {_AGAIN}") from error
 
 
 def dump(value: Any) -> bytes:
@@ -195,7 +329,8 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _free(path: Path) -> int:
-    while not path.exists():
+def free(path: Path) -> int:
+    """Bytes that are free where a path is or would be."""
+    while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free

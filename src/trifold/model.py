@@ -26,7 +26,7 @@ from trifold.shape import curvature_of, end_of, under_of, walk
 from trifold.spec import to_spec
 from trifold.technique import Axes
 from trifold.terms import Objective
-from trifold.train import History, Plan, group, grouped, launch, together
+from trifold.train import History, Plan, group, grouped, launch, require, together
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +116,8 @@ class Model(Answers):
         Raises:
             DataError, SchemaError: The data do not fit the schema, or hold values that cannot be trained on.
             TrainingError: A term or the gradient is not finite, or a term has diverged; good weights, at most 20 steps old, are put back.
-            CheckpointError: ``out`` cannot be written: said before training begins. The checkpoint is of another run.
+            CheckpointError: ``out`` cannot be written: said before training begins. The checkpoint is of another run. A checkpoint cannot
+                be written: training stops, weights are those of that step, and earlier checkpoints serve ``resume=True``.
             Interrupted: Training was asked to stop, and wrote a checkpoint.
             DeviceError: The device is not there, or not so many.
         """
@@ -142,6 +143,7 @@ class Model(Answers):
             on_epoch=on_epoch,
         )
         if devices * num_nodes > 1 and not grouped():
+            require(device, devices)
             self._fit_together(data, plan, run)
             return self
         self._fit_here(data, plan, run)

@@ -137,7 +137,7 @@ class RowsLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, covariates: int = 0, bias: bool = True, late: Sequence[Sequence[int]] = ()):
         super().__init__()
-        early = sorted(set(range(covariates)) - set(itertools.chain(*late)))
+        early = sorted(set(range(covariates)) - set(itertools.chain(*late))) if late else []
         self.groups: list[Any] = [list(group) for group in (early, *late) if group] if late else [None]
         bound = 1 / math.sqrt(max(1, inputs + covariates))
         self.weight = nn.Parameter(torch.empty(inputs, outputs).uniform_(-bound, bound))

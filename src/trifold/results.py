@@ -6,6 +6,7 @@ is ever held.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trifold.errors import CheckpointError, SpecError, TrifoldError, suggest
+from trifold.errors import CheckpointError, SpecError, suggest
+from trifold.folders import explained, free
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".h5ad", ".zarr")
 _CHUNK = 1 << 18  # values in a chunk of a dense X in an h5ad file: 1 MiB
 _OBJECT = 1 << 20  # the least in one of a zarr folder, where a chunk is a file
+_ROOM = 1 << 20  # bytes for what a file holds beside X and obs
 _RUN = 1 << 16  # stored values of a CSR matrix in a chunk
 
 
@@ -153,19 +156,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, needed: int | None = None) -> Iterator[None]:
     """Errors of the system while a file is written, said as trifold says them.
+
+    Args:
+        path: Where the file or folder goes.
+        needed: Its bytes; None: not known.
 
     Raises:
         CheckpointError: In the place of an OSError, or of what h5py makes of one.
     """
-    try:
+    with explained(path, needed, "The file" if path.suffix == ".h5ad" else "The folder"):
         yield
-    except TrifoldError:
-        raise
-    except (OSError, RuntimeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{str(path)!r} could not be written: {why}. What was there is untouched.") from error
 
 
 @contextmanager
@@ -185,24 +187,28 @@ def stored(
     Raises:
         CheckpointError: The folder cannot be written, or the disk is full.
     """
-    with replacing(path) as part, _root(part) as root:
-        with writing(path):
+    needed = None if sparse else 4 * n * len(names)  # of X in float32; of a sparse one it is not known before
+    with writing(path, needed):  # said before: HDF5 may end the whole process when it finds the disk full
+        if needed is not None and needed + int(obs.memory_usage(deep=True).sum()) + _ROOM > free(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with replacing(path) as part, _root(part, path, needed) as root:
+        with writing(path, needed):
             _begin(root, obs, names, about)
-        result: _OnDisk = (_SparseOnDisk if sparse else _DenseOnDisk)(root, n, len(names), path)
+        result: _OnDisk = (_SparseOnDisk if sparse else _DenseOnDisk)(root, n, len(names), path, needed)
         yield result
-        with writing(path):
+        with writing(path, needed):
             result.finish()
 
 
 class _OnDisk(Result):
     """X of an open h5ad file or zarr folder."""
 
-    def __init__(self, root: Any, n: int, g: int, path: Path):
+    def __init__(self, root: Any, n: int, g: int, path: Path, needed: int | None):
         super().__init__(n)
-        self.root, self.g, self.path, self.h5 = root, g, path, path.suffix == ".h5ad"
+        self.root, self.g, self.path, self.needed, self.h5 = root, g, path, needed, path.suffix == ".h5ad"
 
     def put(self, rows: np.ndarray) -> None:
-        with writing(self.path):
+        with writing(self.path, self.needed):
             super().put(rows)
 
     def finish(self) -> None:
@@ -226,8 +232,8 @@ class _DenseOnDisk(_OnDisk):
 
 
 class _SparseOnDisk(_OnDisk):
-    def __init__(self, root: Any, n: int, g: int, path: Path):
-        super().__init__(root, n, g, path)
+    def __init__(self, root: Any, n: int, g: int, path: Path, needed: int | None):
+        super().__init__(root, n, g, path, needed)
         self.crow = np.zeros(n + 1, dtype=np.int64)
 
     def _put(self, rows: np.ndarray) -> None:
@@ -252,32 +258,47 @@ class _SparseOnDisk(_OnDisk):
 
 
 @contextmanager
-def _root(path: Path) -> Iterator[Any]:
-    """An empty h5ad file or zarr folder, open for writing."""
-    if path.suffix == ".h5ad":
+def _root(part: Path, path: Path, needed: int | None) -> Iterator[Any]:
+    """An empty h5ad file or zarr folder, open for writing; messages name the path that it will have."""
+    if part.suffix == ".h5ad":
         import h5py
 
-        with writing(path):
-            file = h5py.File(path, "w")
+        with writing(path, needed):
+            file = h5py.File(part, "w")
         try:
             yield file
         except BaseException:
-            with suppress(Exception):  # a full disk, said once already
-                file.close()
+            _drop(file)
             raise
-        with writing(path):
-            file.close()
+        try:
+            with writing(path, needed):
+                file.flush()
+        except CheckpointError:
+            _drop(file)
+            raise
+        file.close()
         return
     import anndata
     import zarr
 
     form: Any = getattr(anndata.settings, "zarr_write_format", 2)
-    with writing(path):
-        root = zarr.open_group(str(path), mode="w", zarr_format=form)
+    with writing(path, needed):
+        root = zarr.open_group(str(part), mode="w", zarr_format=form)
     yield root
     if form == 2:  # readers that find consolidated metadata look at nothing else
-        with writing(path):
-            zarr.consolidate_metadata(str(path))
+        with writing(path, needed):
+            zarr.consolidate_metadata(str(part))
+
+
+def _drop(file: Any) -> None:
+    """Close a file that is not wanted. Where the disk is full HDF5 would end the whole process: what is left goes to memory instead."""
+    with suppress(Exception):
+        if hasattr(os, "memfd_create"):
+            memory = os.memfd_create("trifold")
+            os.dup2(memory, file.id.get_vfd_handle(), inheritable=False)
+            os.close(memory)
+    with suppress(Exception):
+        file.close()
 
 
 def _begin(root: Any, obs: pd.DataFrame, names: Sequence[str], about: Mapping[str, Any]) -> None:

@@ -87,7 +87,7 @@ def _built(spec: Any, trust: Sequence[str], depth: int) -> Any:
             return cls(**given)
         except TrifoldError:
             raise
-        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
+        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError, MemoryError) as error:
             raise FormatError(f"{cls.__name__} cannot be built from the saved specification: {error}.") from error
     if isinstance(spec, Mapping):
         return {k: _built(v, trust, depth + 1) for k, v in spec.items()}

@@ -7,6 +7,7 @@ with the size and SHA-256 of each of them and the name, shape and dtype of every
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trifold.errors import CheckpointError, CorruptModelError, FormatError, listing
-from trifold.folders import MANIFEST, dump, parse, read_folder, tensors_in, text, write_folder
+from trifold.folders import MANIFEST, alone, dump, parse, read_folder, tensors_in, text, write_folder
 
 WEIGHTS = "weights.safetensors"
 FILES = ("card.json", "schema.json", "spec.json", WEIGHTS, "history.csv")
@@ -67,12 +68,13 @@ def read_run(path: str | Path) -> dict[str, Any]:
         CorruptModelError: A file is missing, or its bytes are not those that were written.
     """
     path = Path(path)
-    previous = path.with_name(f"{path.name}.previous")
-    if not (path / MANIFEST).exists() and (previous / MANIFEST).exists():
-        path = previous
-    if not path.is_dir():
-        raise FormatError(f"A run is a folder that Model.save or fit(out=...) wrote; {str(path)!r} is not a folder.")
-    parts, said = read_folder(path, FILES, what=_WHAT)
+    with alone(path.parent, shared=True):  # not while another process puts a new one in its place
+        previous = path.with_name(f"{path.name}.previous") if path.name else path
+        if not (path / MANIFEST).exists() and (previous / MANIFEST).exists():
+            path = previous
+        if not path.is_dir():
+            raise FormatError(f"A run is a folder that Model.save or fit(out=...) wrote; {str(path)!r} is not a folder.")
+        parts, said = read_folder(path, FILES, what=_WHAT)
     return {
         "card": parse(parts["card.json"], "card.json"),
         "schema": parse(parts["schema.json"], "schema.json"),
@@ -88,6 +90,23 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None
     Raises:
         FormatError: Names are missing or extra, a shape or dtype differs, or a value is not finite.
     """
+    for found in misfits(module, weights):
+        raise FormatError(found)
+    for found in not_finite(weights):
+        raise CorruptModelError(found)
+    module.load_state_dict(dict(weights))
+
+
+def misfits(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """How weights do not fit a module, by name; no value is read, so a module on PyTorch's device ``meta`` will do.
+
+    Args:
+        module: Which they are for.
+        weights: name -> tensor.
+
+    Returns:
+        A sentence each for names that are missing, names that are extra, and shapes or dtypes that differ.
+    """
     own = module.state_dict()
     missing, extra = [n for n in own if n not in weights], [n for n in weights if n not in own]
     other = [
@@ -95,29 +114,47 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None
         for n, t in own.items()
         if n in weights and (weights[n].shape != t.shape or weights[n].dtype != t.dtype)
     ]
-    for what, names in (("lack", missing), ("hold unknown", extra), ("hold tensors of another shape or dtype:", other)):
-        if names:
-            raise FormatError(f"The saved weights do not fit the saved specification: they {what} {listing(names)}.")
+    kinds = (("lack", missing), ("hold unknown", extra), ("hold tensors of another shape or dtype:", other))
+    return [f"The saved weights do not fit the saved specification: they {what} {listing(names)}." for what, names in kinds if names]
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """Which weights hold NaN or infinity: one sentence, or none."""
     broken = [n for n, t in weights.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-    if broken:
-        raise CorruptModelError(f"The saved weights hold values that are not finite, in {listing(broken)}.")
-    module.load_state_dict(dict(weights))
+    return [f"The saved weights hold values that are not finite, in {listing(broken)}."] if broken else []
 
 
 def check_writable(path: str | Path) -> None:
     """Find out before training whether a run can be written to a place.
 
     Raises:
-        CheckpointError: The place holds something else than a run, or cannot be written.
+        CheckpointError: The place holds something else than a run, or cannot be written. Nothing is left of the attempt.
     """
     path = Path(path)
+    with alone(path.parent):
+        _require_place(path)
+
+
+def _require_place(path: Path) -> None:
+    if not path.name:
+        raise CheckpointError(
+            f"A run is written to a folder with a name of its own; found {str(path)!r}. Choose a path that ends in a name."
+        )
+    if not os.path.exists(path):
+        parent = path.parent
+        while not os.path.exists(parent) and parent != parent.parent:
+            parent = parent.parent
+        try:  # permissions alone do not tell: the folder may have vanished, the disk be read-only, the name too long
+            os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=parent))
+        except OSError as error:
+            raise CheckpointError(
+                f"The run folder {str(path)!r} cannot be made: {str(parent)!r} is not a folder that can be written to ({error.strerror})."
+            ) from error
     for place in (path, path.with_name(f"{path.name}.previous")):
         if place.exists() and not (place.is_dir() and ((place / MANIFEST).exists() or not any(place.iterdir()))):
             raise CheckpointError(
                 f"A run is written to a new folder or over an earlier run; {str(place)!r} holds something else. Choose another path."
             )
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise CheckpointError(f"The run folder {str(path)!r} cannot be made: {str(parent)!r} is not a folder that can be written to.")
+    checkpoints = path.with_name(f"{path.name}.checkpoint")
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise CheckpointError(f"Checkpoints are kept in {str(checkpoints)!r}, which is not a folder. Remove it, or choose another path.")

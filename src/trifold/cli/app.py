@@ -38,6 +38,7 @@ COMMANDS = (
     looking.curvature,
     looking.path,
     looking.show,
+    looking.verify,
     looking.cite,
     looking.demo,
 )  # as the help lists them; a trailing underscore is not part of the name

@@ -217,7 +217,7 @@ def from_spec(spec: Any) -> Column:
         for part in ("mean", "scale"):
             if not _is_float(spec[part]) or (part == "scale" and spec[part] <= 0):
                 raise FormatError(
-                    f"{part} of column {spec['name']!r} must be a finite number{' above 0' * (key == 'scale')}; found {spec[part]!r}."
+                    f"{part} of column {spec['name']!r} must be a finite number{' above 0' * (part == 'scale')}; found {spec[part]!r}."
                 )
         return Number(spec["name"], float(spec["mean"]), float(spec["scale"]))
     for part in ("values", "unused"):

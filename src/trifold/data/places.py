@@ -5,13 +5,15 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any
 
-from trifold.errors import DataError
+from trifold.data import preflight
+from trifold.errors import DataError, TrifoldError
 
 _PACKAGES = {
     "s3": "s3fs",
@@ -44,14 +46,53 @@ def matches(pattern: str) -> list[str]:
 def store_at(path: str) -> Store:
     """How to open the root group of an h5ad file or zarr folder: gives it within a context.
 
+    The file is looked at here, once, before anything is read (:mod:`trifold.data.preflight`).
+
     Raises:
-        DataError: No such file or folder, or a protocol whose package is not installed.
+        DataError: No such file or folder, a protocol whose package is not installed, or a file that is not plain.
     """
+    if re.match(r"^(file|local)://", path):
+        path = _files(path)[1]
     if is_address(path):
         return _remote(path)
     if not os.path.exists(path):
         raise DataError(f"There is no file or folder {path!r}. Give the path of an h5ad file or zarr folder.")
-    return _zarr(path, path) if os.path.isdir(path) else _h5(path, lambda: path)
+    if os.path.isdir(path):
+        if any(os.path.exists(os.path.join(path, name)) for name in _ZARR):
+            preflight.require_zarr(path)
+        return _zarr(path, path)
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DataError(f"{path!r} is a device, a pipe or a socket. Give the path of an h5ad file or zarr folder.")
+    with open(path, "rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            raise DataError(f"{path!r} is a zip archive, which is not read. Unpack it, and give the path of what is in it.")
+    return _looked_at(_h5(path, lambda: path), path)
+
+
+def _looked_at(store: Store, path: str) -> Store:
+    """An h5ad file, opened once to see that it is plain."""
+    with store() as file, readable(path):
+        preflight.require_h5(file, path)
+    return store
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Within it, whatever a reading package raises is a :class:`DataError`: of a damaged file they raise all kinds.
+
+    Args:
+        what: Is read, in the message.
+    """
+    try:
+        yield
+    except (TrifoldError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{what!r} cannot be read: it is damaged, out of reach or not AnnData "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:500]}). "
+            "Copy it again from where it was made, or write it again with anndata."
+        ) from error
 
 
 def _remote(path: str) -> Store:
@@ -64,10 +105,26 @@ def _remote(path: str) -> Store:
     if not there:
         raise DataError(f"There is no file or folder {path!r}. Give the address of an h5ad file or zarr folder.")
     if not folder:
-        return _h5(path, lambda: files.open(inside, "rb"))
+        return _looked_at(_h5(path, lambda: files.open(inside, "rb")), path)
+    return _zarr(path, _remote_zarr(path))
+
+
+def _remote_zarr(path: str) -> Any:
+    """A zarr folder at an address; each description in it is looked at when it is read, and no more of it is read than one can be long."""
+    from zarr.abc.store import RangeByteRequest
     from zarr.storage import FsspecStore
 
-    return _zarr(path, FsspecStore.from_url(path, read_only=True))
+    class Looked(FsspecStore):
+        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+            name = key.rsplit("/", 1)[-1]
+            if name not in preflight.DOCUMENTS or byte_range is not None:
+                return await super().get(key, prototype, byte_range)
+            value = await super().get(key, prototype, RangeByteRequest(0, preflight.LONGEST + 1))
+            if value is not None:
+                preflight.require_document(name, value.to_bytes(), f"{path.rstrip('/')}/{key}")
+            return value
+
+    return Looked.from_url(path, read_only=True)
 
 
 def _files(path: str) -> tuple[Any, str]:
@@ -97,7 +154,7 @@ def _h5(path: str, given: Callable[[], Any]) -> Store:
                 held = given()
                 held = held if isinstance(held, str) else stack.enter_context(held)
                 file = stack.enter_context(h5py.File(held, "r"))
-            except OSError as error:
+            except (OSError, RuntimeError, ValueError, KeyError) as error:
                 raise DataError(f"{path!r} cannot be opened as an h5ad file: {error}. Check that it is complete.") from None
             yield file
 
@@ -112,7 +169,9 @@ def _zarr(path: str, where: Any) -> Store:
         with _decoder() if where is path else nullcontext():
             try:
                 root = zarr.open_group(where, mode="r")
-            except (OSError, KeyError, ValueError) as error:
+            except (TrifoldError, MemoryError):
+                raise
+            except Exception as error:  # of a damaged description zarr raises all kinds
                 raise DataError(
                     f"{path!r} cannot be opened as a zarr folder: {error}. Give an h5ad file, or adata.write_zarr(path)."
                 ) from None

@@ -12,7 +12,7 @@ import numpy as np
 from trifold.data.cells import Cells, rows_of
 from trifold.data.matrix import Array
 from trifold.data.source import positions
-from trifold.errors import DataError
+from trifold.errors import DataError, TrifoldError
 from trifold.records import Batch
 
 
@@ -29,7 +29,7 @@ class Reader:
         ahead: Windows read before they are needed, so that ``ahead`` + 1 are in memory; 0: none, without a thread.
 
     Raises:
-        DataError: A window below one cell or ``ahead`` below 0. While iterating: what ``cells.batch`` raises.
+        DataError: A window below one cell or ``ahead`` below 0. While iterating: cells cannot be read, or what ``cells.batch`` raises.
     """
 
     def __init__(self, cells: Cells, indices: Iterable[Array], *, window: int | None = None, ahead: int = 1):
@@ -43,7 +43,7 @@ class Reader:
     def __iter__(self) -> Iterator[Batch]:
         if self.cells.block is None or self.ahead == 0:
             for window in self._windows():
-                yield from self._served(window, self.cells.values(np.concatenate(window)))
+                yield from self._served(window, self._read(np.concatenate(window)))
             return
         with ThreadPoolExecutor(1, thread_name_prefix="trifold-reader") as thread:  # leaving waits for the read that is under way
             windows = self._windows()
@@ -66,11 +66,23 @@ class Reader:
             window = next(windows, None)
             if window is None:
                 return
-            waiting.append((window, thread.submit(self.cells.values, np.concatenate(window))))
+            waiting.append((window, thread.submit(self._read, np.concatenate(window))))
+
+    def _read(self, index: Array) -> Any:
+        try:
+            return self.cells.values(index)
+        except (TrifoldError, MemoryError):
+            raise
+        except Exception as error:  # of a disk, a network, or a Source of one's own
+            raise DataError(
+                f"{len(index)} cells of {self.cells.schema.x or 'X'}, rows {index.min()} to {index.max()}, could not be read: "
+                f"{type(error).__name__}: {error}. "
+                "Check that the file is still there and whole; a run with checkpoints goes on with resume=True."
+            ) from error
 
     def _served(self, window: list[Array], values: Any) -> Iterator[Batch]:
         start = 0
-        if self.cells.schema.sparse and len(window) > 1:
+        if self.cells.schema.sparse and len(window) > 1 and self.cells.block is None:  # windows from disk are larger
             values = rows_of(values, sparse=True)
         for index in window:
             yield self.cells.assemble(values, index, start)

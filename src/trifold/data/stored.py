@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from trifold.data import preflight
 from trifold.data.matrix import Array, below, canonical, require_indices, require_numbers, require_pointers, stored_in, take_rows
 from trifold.data.pieces import ranges, read_pieces
-from trifold.data.places import is_address, store_at
+from trifold.data.places import is_address, readable, store_at
 from trifold.data.source import MemorySource, PickedSource, Source, label_of, require_fit, which
 from trifold.errors import DataError, TrifoldWarning
 
@@ -56,16 +57,14 @@ class H5adSource(Source):
     ):
         self.obs, self.genes, self.x, self.where, self.other = obs, genes, x, where, other
         self._at_once = _AT_ONCE if remote else 1
-        with opener() as element:
+        with opener() as element, readable(where):
             self.sparse = _form(element) == "csr"
             arrays = _arrays(element)
             values, shape = arrays["data"], _shape(element)
             self.n, self.dtype = shape[0], np.dtype(values.dtype)
             require_numbers(self.dtype, where)
             require_fit(shape, obs, genes, where)
-            _refuse_bomb(values, where)
             if self.sparse:
-                _refuse_bomb(arrays["indptr"], where)
                 self._indptr = np.asarray(arrays["indptr"][:])
                 require_pointers(self._indptr, min(values.shape[0], arrays["indices"].shape[0]), self.n, where=where)
             chunk = 0.0 if hasattr(values, "id") else values.chunks[0] / (self.width if self.sparse else 1)
@@ -88,7 +87,7 @@ class H5adSource(Source):
             wanted, inverse = np.arange(index.start, index.stop), None
         else:
             wanted, inverse = np.unique(index, return_inverse=True)
-        with self._open() as arrays:
+        with self._open() as arrays, readable(self.where):
             blocks = [self._some(arrays, part) for part in self._parts(wanted)]
         block = blocks[0] if len(blocks) == 1 else below(blocks) if self.sparse else np.concatenate(blocks)
         return block if inverse is None else self._picked(block, inverse.reshape(-1))
@@ -139,11 +138,10 @@ def open_path(path: str, x: str | None) -> Source:
         SchemaError: No such layer or key.
     """
     store = store_at(path)
-    with store() as root:
+    with store() as root, readable(path):
         missing = [k for k in ("obs", "var") if k not in root]
         if missing:
             raise DataError(f"{path!r} has no {missing[0]!r}: it is not an AnnData file. Write one with adata.write_h5ad(path).")
-        _refuse_links(root, path)
         keys = {k: tuple(root[k].keys()) if k in root else () for k in ("layers", "obsm", "uns")}
         group, key = which(x, keys["layers"], keys["obsm"], "raw" in root, path)
         where = f"{label_of(group, key)} of {os.path.basename(path.rstrip('/'))}"
@@ -183,6 +181,12 @@ def of_backed(element: Any, root: Any, data: Any, group: str, kept: dict[str, An
     """
     genes = tuple(map(str, (root.raw if group == "raw" else root).var_names))
     kept = {**kept, "obs": root.obs, "genes": genes}
+    with readable(kept["where"]):
+        if hasattr(element, "id"):
+            preflight.require_h5(element, kept["where"])
+        else:
+            for array in _arrays(element).values():
+                preflight.require_array(array.metadata.to_dict(), kept["where"])
     source = _whole(read(element), kept) if _form(element) == "csc" else H5adSource(lambda: nullcontext(element), **kept)
     if root is data:
         return source
@@ -202,10 +206,15 @@ def _whole(matrix: Any, kept: dict[str, Any]) -> Source:
 
 
 def read(element: Any) -> Any:
-    """An element of an AnnData file, in memory."""
+    """An element of an AnnData file, in memory.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     from anndata.io import read_elem
 
-    return read_elem(element)
+    with readable(str(element.name)):
+        return read_elem(element)
 
 
 def _names(var: Any) -> tuple[str, ...]:
@@ -247,41 +256,3 @@ def _shape(element: Any) -> tuple[int, int]:
     if shape is None or len(shape) != 2:
         raise DataError(f"A stored matrix must have two axes, cells and genes; found shape {shape}.")
     return int(shape[0]), int(shape[1])
-
-
-def _refuse_links(group: Any, path: str) -> None:
-    """Refuse external links, external storage and virtual data sets, which can name any file that the user can read."""
-    import h5py
-
-    if not isinstance(group, h5py.Group):
-        return
-    seen: set[int] = set()
-    todo = [group]
-    while todo:
-        here = todo.pop()
-        address = h5py.h5o.get_info(here.id).addr
-        if address in seen:
-            continue
-        seen.add(address)
-        for name in here:
-            link = here.get(name, getlink=True)
-            full = f"{here.name.rstrip('/')}/{name}"
-            if isinstance(link, h5py.ExternalLink):
-                raise DataError(
-                    f"{full} of {path!r} is a link to another file ({link.filename!r}); it is not read. Copy the data into the file."
-                )
-            if not isinstance(link, h5py.HardLink):
-                continue
-            item = here[name]
-            if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
-                raise DataError(f"{full} of {path!r} keeps its values in another file; it is not read. Copy the data into the file.")
-            if isinstance(item, h5py.Group):
-                todo.append(item)
-
-
-def _refuse_bomb(values: Any, where: str) -> None:
-    """Refuse a data set that claims far more than any compression can hold in the bytes that are there."""
-    claimed = int(np.prod(values.shape, dtype=object)) * values.dtype.itemsize
-    held = values.id.get_storage_size() if hasattr(values, "id") else None
-    if held is not None and claimed > 2**30 and claimed > 1100 * max(1, held):
-        raise DataError(f"{where} claims {claimed / 2**30:.0f} GiB but {held} bytes are stored. The file is damaged: write it again.")

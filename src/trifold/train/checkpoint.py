@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trifold.errors import CheckpointError, CorruptModelError, FormatError, TrifoldWarning
-from trifold.folders import dump, parse, read_folder, tensors_in, write_folder
+from trifold.folders import dump, faults, parse, read_folder, sweep, tensors_in, write_folder
 from trifold.train.state import State
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
@@ -68,6 +68,7 @@ class Checkpoints:
         tensors = state.tensors()
         parts = {_TENSORS: save(tensors), _FACTS: dump({"about": self.about, **state.facts()})}
         write_folder(path, parts, tensors, previous=None, what=_WHAT)
+        sweep(self.folder, ".step-*.part")
         for old in self._found()[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -83,7 +84,7 @@ class Checkpoints:
         for path in reversed(found):
             try:
                 parts, said = read_folder(path, (_TENSORS, _FACTS), what=_WHAT)
-                tensors, facts = tensors_in(parts[_TENSORS], said, _TENSORS), parse(parts[_FACTS], _FACTS)
+                tensors, facts = tensors_in(parts[_TENSORS], said, _TENSORS), _facts(parts[_FACTS])
             except FormatError as error:
                 broken = error
                 continue
@@ -113,3 +114,36 @@ class Checkpoints:
                 f"this one has {self.about.get(key)!r}. Resume with the arguments and data that it began with, "
                 "or pass resume=False to begin anew."
             )
+
+
+def faults_in(folder: Path) -> list[str]:
+    """What is wrong with the checkpoints in a folder.
+
+    Args:
+        folder: ``NAME.checkpoint``.
+
+    Returns:
+        One sentence a fault, with the name of the checkpoint; none: training can go on from each.
+    """
+    steps = sorted(folder.glob("step-*")) if folder.is_dir() else []
+    if not steps:
+        return [f"{str(folder)!r} holds no checkpoint."]
+    found = [f"{p.name} is not part of it: remove it." for p in sorted(folder.iterdir()) if not p.name.startswith(("step-", ".step-"))]
+    for step in steps:
+        wrong = faults(step, (_TENSORS, _FACTS), what=_WHAT)
+        if not wrong:
+            try:
+                parts, said = read_folder(step, (_TENSORS, _FACTS), what=_WHAT)
+                tensors_in(parts[_TENSORS], said, _TENSORS)
+                _facts(parts[_FACTS])
+            except FormatError as error:
+                wrong = [str(error)]
+        found += [f"{step.name}: {one}" for one in wrong]
+    return found
+
+
+def _facts(data: bytes) -> dict[str, Any]:
+    found = parse(data, _FACTS)
+    if not isinstance(found, dict) or not isinstance(found.get("about"), dict):
+        raise FormatError(f"{_FACTS} must hold the facts of a run under 'about'; found {type(found).__name__}.")
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,7 +75,8 @@ def fit(
     Raises:
         TrainingError: A term or the gradient is not finite, or a term has diverged. Good weights, at most 20 steps old, are put back.
         Interrupted: A signal came; a checkpoint was written.
-        CheckpointError: A checkpoint cannot be written, or is of another run.
+        CheckpointError: A checkpoint cannot be written: training stops with the weights of that step, and earlier checkpoints are intact.
+            Or it is of another run.
         DeviceError: The device is not there.
     """
     fabric = fabric or launch(device, plan.precision)
@@ -94,10 +95,12 @@ def fit(
         if checkpoints is not None and not (resume and checkpoints.restore(state)):
             checkpoints.clear()
         at, guard = state.at, state.guard
+        minibatches: Iterator[Batch] = iter(())
         try:
             while at.epoch < epochs and not _given_up(state, plan, watched=validation is not None):
                 began = time.perf_counter() - at.seconds
-                for batch in batches(at.epoch, at.index):
+                minibatches = iter(batches(at.epoch, at.index))
+                for batch in minibatches:
                     progress = Progress(step=at.done, steps=steps * epochs, epoch=at.epoch, epochs=epochs, cells=cells)
                     at.rate = at.lr * plan.rate(progress)
                     for group in state.optimizer.param_groups:
@@ -115,7 +118,8 @@ def fit(
                     stop = asked.signal if asks is None else int(asks.argmax()) if at.done % every == 0 else 0
                     if checkpoints is not None and (stop or checkpoints.due(at.done)):
                         state.settle()
-                        checkpoints.write(state)
+                        if stop or guard.over == 0:  # weights of a loss that may have diverged are no place to go on from
+                            checkpoints.write(state)
                         if stop:
                             raise _interrupted(stop, checkpoints, at.done)
                 state.settle()
@@ -131,6 +135,8 @@ def fit(
             if plan.patience is not None and state.best is not None:
                 network.load_state_dict(state.best)
         finally:
+            if isinstance(minibatches, Generator):
+                minibatches.close()  # and the thread that reads ahead with it
             spread(network, ALONE)
             network.eval()
             network.to("cpu")

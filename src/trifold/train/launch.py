@@ -24,13 +24,7 @@ def launch(device: str, precision: str = "32-true", *, devices: int = 1, nodes: 
     Raises:
         DeviceError: The device is not there, or not so many.
     """
-    there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device, False):
-        found = ", ".join(name for name, is_there in there.items() if is_there)
-        raise DeviceError(f"device={device!r} was asked for and is not there; this machine has: {found}.")
-    cards = torch.cuda.device_count()
-    if devices > cards > 0 and device in ("auto", "cuda"):
-        raise DeviceError(f"devices={devices} were asked for; this machine has {cards} of CUDA. Lower devices, or pass device='cpu'.")
+    cards = require(device, devices)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Fabric's own dependencies, at import
         from lightning_fabric import Fabric
@@ -46,6 +40,22 @@ def launch(device: str, precision: str = "32-true", *, devices: int = 1, nodes: 
     if several:
         fabric.launch()
     return fabric
+
+
+def require(device: str, devices: int = 1) -> int:
+    """Number of CUDA devices, after finding out whether what is asked for is there.
+
+    Raises:
+        DeviceError: It is not, or not so many.
+    """
+    there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, False):
+        found = ", ".join(name for name, is_there in there.items() if is_there)
+        raise DeviceError(f"device={device!r} was asked for and is not there; this machine has: {found}.")
+    cards = torch.cuda.device_count()
+    if devices > cards > 0 and device in ("auto", "cuda"):
+        raise DeviceError(f"devices={devices} were asked for; this machine has {cards} of CUDA. Lower devices, or pass device='cpu'.")
+    return cards
 
 
 def share_of(fabric: Any) -> Share:

@@ -1,4 +1,4 @@
-"""``curvature``, ``path``, ``show``, ``cite`` and ``demo``: what a run looks like, and everything once."""
+"""``curvature``, ``path``, ``show``, ``verify``, ``cite`` and ``demo``: what a run looks like, and everything once."""
 
 from __future__ import annotations
 
@@ -93,6 +93,19 @@ def show(run: Run, trust: Trust = None) -> None:
     from trifold.loading import load
 
     screen.run(load(run, trust=trust or ()), run)
+
+
+def verify(
+    run: Annotated[
+        Path,
+        typer.Argument(exists=True, file_okay=False, help="Run folder, or NAME.checkpoint beside it.", show_default=False),
+    ],
+    trust: Trust = None,
+) -> None:
+    """Whether a run folder is whole: every file, every weight. One line for each fault; exit code 1 if there is one."""
+    from trifold.cli.verifying import verify_folder
+
+    verify_folder(run, trust=trust or ())
 
 
 def cite(run: Run, trust: Trust = None) -> None:
