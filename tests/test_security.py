@@ -48,8 +48,8 @@ if CONNECT:
         pass
     open(os.path.join(os.getcwd(), "stray"), "w").close()
 import tempfile
-allowed = (OUT, "/dev/", "/proc/", tempfile.gettempdir())  # and caches of compiled code
-outside = sorted({p for p in written if not p.startswith(allowed) and "__pycache__" not in p})
+allowed = (OUT, "/dev/", "/proc/", tempfile.gettempdir())  # and caches of compiled code, Python's and PyTorch's
+outside = sorted({p for p in written if not p.startswith(allowed) and "__pycache__" not in p and "torchinductor" not in p})
 print("CONNECTIONS", asked)
 print("OUTSIDE", outside)
 """
