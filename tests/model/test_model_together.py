@@ -96,7 +96,7 @@ def leave(code: int) -> None:
 
 @pytest.mark.slow
 def test_a_process_that_ends_without_a_word_is_said_with_what_to_type():
-    with pytest.raises(DeviceError, match=r"exit codes: \[3, 3\].*__main__.*torchrun"):
+    with pytest.raises(DeviceError, match=r"exit codes: \[.*3.*\].*__main__.*torchrun"):
         together(leave, 3, processes=2)
 
 
