@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from trifold import store
 from trifold.core import VAE, start
 from trifold.data import Cells, Resident, Schema, batches, fits, open, samplers, splits
+from trifold.folders import checkpoints_of
 from trifold.inference import chunks, moments
 from trifold.provenance import card_of, fingerprint, plain, seen_in
 from trifold.records import Batch, Progress, Report
@@ -101,8 +103,7 @@ def fitted(schema: Schema, vae: VAE, objective: Objective, data: Any, plan: Plan
     about = _about(vae, objective, plan, run, data=data_print, epochs=count, processes=share.world)
     checkpoints = None
     if run.out is not None and (run.every is not None or run.minutes is not None):
-        folder = run.out.with_name(f"{run.out.name}.checkpoint")
-        checkpoints = Checkpoints(folder, every=run.every, minutes=run.minutes, about=about, write=share.rank == 0)
+        checkpoints = Checkpoints(checkpoints_of(run.out), every=run.every, minutes=run.minutes, about=about, write=share.rank == 0)
         if run.resume and not checkpoints.there and (run.out / store.MANIFEST).exists():
             finished = store.read_run(run.out)
             if isinstance(finished["card"], dict) and finished["card"].get("about") == about:
@@ -145,7 +146,7 @@ def fitted(schema: Schema, vae: VAE, objective: Objective, data: Any, plan: Plan
 
 def clear(out: Path) -> None:
     """Remove the checkpoints of a run that is written."""
-    Checkpoints(out.with_name(f"{out.name}.checkpoint"), every=None, minutes=None, about={}).clear()
+    shutil.rmtree(checkpoints_of(out), ignore_errors=True)
 
 
 def covariates_of(schema: Schema) -> list[str]:
@@ -176,7 +177,7 @@ def _minibatches(cells: Cells, held: Resident | None, sampler: Sampler, share: S
     """
     own = sampler.share(epoch, share.rank)
     if not share.alone:
-        own = [mine[: len(whole) // share.world] for mine, whole in zip(own, sampler.epoch(epoch), strict=True)]
+        own = [mine[: whole // share.world] for mine, whole in zip(own, sampler.sizes, strict=True)]
     return batches(cells, own[first:]) if held is None else held.epoch(own[first:])
 
 

@@ -331,6 +331,16 @@ def _sync_folder(path: Path) -> None:
 
 def free(path: Path) -> int:
     """Bytes that are free where a path is or would be."""
-    while not path.exists() and path != path.parent:
+    return shutil.disk_usage(nearest(path)).free
+
+
+def nearest(path: Path) -> Path:
+    """The path if it exists, else the nearest folder above it that does."""
+    while not os.path.exists(path) and path != path.parent:  # a name that is too long does not exist, rather than raising
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
+
+
+def checkpoints_of(run: Path) -> Path:
+    """Where the checkpoints of a run folder NAME are kept: ``NAME.checkpoint`` beside it."""
+    return run.with_name(f"{run.name}.checkpoint")

@@ -270,8 +270,7 @@ class Model(Answers):
 
     def _plan(self, **given: Any) -> Plan:
         chosen = {name: value for name, value in given.items() if value is not ...}
-        plan = self.plan if chosen.get("batch", self.plan.batch) < 2 else self.plan.at(chosen.get("batch", self.plan.batch))
-        plan = replace(plan, **chosen)
+        plan = replace(self.plan.at(chosen.get("batch", self.plan.batch)), **chosen)
         if plan.balance is not None and plan.balance not in self.schema.roles:
             raise SpecError(
                 f"balance needs a role of the schema, or None; found {plan.balance!r}.{suggest(plan.balance, self.schema.roles)} "

@@ -112,12 +112,7 @@ class Rows:
 
     def head(self, k: int) -> Rows:
         """The first k rows."""
-        k = min(k, self.shape[0])
-        if self.dense is not None:
-            return replace(self, shape=(k, self.shape[1]), dense=self.dense[:k])
-        crow, col, val = self.csr()
-        end = int(crow[k])
-        return Rows.of_csr(crow[: k + 1], col[:end], val[:end], (k, self.shape[1]))
+        return self.between(0, min(k, self.shape[0]))
 
     def between(self, start: int, stop: int) -> Rows:
         """Rows start to stop, which share the memory of these."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trifold.errors import CheckpointError, SpecError, suggest
-from trifold.folders import explained, free
+from trifold.folders import explained, free, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,9 +120,7 @@ def require_folder(path: Path) -> None:
     Raises:
         CheckpointError: The nearest folder above it that exists cannot be written to, or is a file.
     """
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = nearest(path.absolute().parent)
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise CheckpointError(f"{str(path)!r} cannot be written: {str(parent)!r} is not a folder that can be written to.")
 

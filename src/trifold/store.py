@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trifold.errors import CheckpointError, CorruptModelError, FormatError, listing
-from trifold.folders import MANIFEST, alone, dump, parse, read_folder, tensors_in, text, write_folder
+from trifold.folders import MANIFEST, alone, checkpoints_of, dump, nearest, parse, read_folder, tensors_in, text, write_folder
 
 WEIGHTS = "weights.safetensors"
 FILES = ("card.json", "schema.json", "spec.json", WEIGHTS, "history.csv")
@@ -141,9 +141,7 @@ def _require_place(path: Path) -> None:
             f"A run is written to a folder with a name of its own; found {str(path)!r}. Choose a path that ends in a name."
         )
     if not os.path.exists(path):
-        parent = path.parent
-        while not os.path.exists(parent) and parent != parent.parent:
-            parent = parent.parent
+        parent = nearest(path.parent)
         try:  # permissions alone do not tell: the folder may have vanished, the disk be read-only, the name too long
             os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=parent))
         except OSError as error:
@@ -155,6 +153,6 @@ def _require_place(path: Path) -> None:
             raise CheckpointError(
                 f"A run is written to a new folder or over an earlier run; {str(place)!r} holds something else. Choose another path."
             )
-    checkpoints = path.with_name(f"{path.name}.checkpoint")
+    checkpoints = checkpoints_of(path)
     if checkpoints.exists() and not checkpoints.is_dir():
         raise CheckpointError(f"Checkpoints are kept in {str(checkpoints)!r}, which is not a folder. Remove it, or choose another path.")

@@ -384,6 +384,7 @@ def test_shares_put_together_are_the_epoch(kind, n, batch, parts, block, window,
     epoch = s.epoch(k)
     shares = [s.share(k, p) for p in range(parts)]
     assert {len(share) for share in shares} == {s.steps} == {len(epoch)}
+    assert s.sizes == [len(minibatch) for minibatch in epoch]
     for j, minibatch in enumerate(epoch):
         assert (np.concatenate([share[j] for share in shares]) == minibatch).all()
         sizes = [len(share[j]) for share in shares]

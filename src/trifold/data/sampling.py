@@ -38,6 +38,11 @@ class Sampler(ABC):
         """Minibatches in an epoch."""
         return len(self._edges) - 1
 
+    @property
+    def sizes(self) -> list[int]:
+        """Cells in each minibatch of an epoch, over all parts."""
+        return np.diff(self._edges).tolist()  # type: ignore[no-any-return]
+
     def epoch(self, k: int) -> list[Array]:
         """The minibatches of epoch k, counted from 0: positions of cells."""
         if self.block is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trifold.errors import FormatError
-from trifold.train.guard import Guard, weights_of
+from trifold.train.guard import Guard
 from trifold.train.history import History
 
 
@@ -92,7 +92,7 @@ class State:
         moments = {
             f"optimizer.{i}.{name}": value for i, held in self.optimizer.state_dict()["state"].items() for name, value in held.items()
         }
-        found = {f"network.{name}": t for name, t in weights_of(self.network).items()} | moments
+        found = {f"network.{name}": t for name, t in self.network.state_dict().items()} | moments
         found |= {} if self.best is None else {f"best.{name}": t for name, t in self.best.items()}
         found["generator.cpu"] = torch.get_rng_state()
         device = next(iter(self.network.parameters())).device
