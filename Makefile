@@ -2,13 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# Files of versions and hashes, and then nothing else is installed: CI gives LOCK, see ci/README.md.
+LOCK ?=
+READY := $(VENV)/$(if $(strip $(LOCK)),.locked,.ready)
+TOOLS := $(VENV)/tools
+PIP := -m pip --quiet --disable-pip-version-check
 THREADS ?= 2
 
 MINUTES ?= 10
 PEER ?=
 
-.PHONY: demo test test-slow lint format fuzz scorecard bench-response bench-geometry bench-curvature clean
+.PHONY: demo test test-slow lint format lock audit fuzz scorecard bench-response bench-geometry bench-curvature clean
 
 demo: $(READY)
 	$(BIN)/trifold demo --out demo-run
@@ -20,14 +24,14 @@ test-slow: $(READY)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m slow
 
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks ci
+	$(BIN)/ruff format --check src tests benchmarks ci
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(READY)
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks ci
+	$(BIN)/ruff format src tests benchmarks ci
 
 # Damaged files and odd data for MINUTES; exit status 1 if anything but a TrifoldError comes.
 fuzz: $(READY)
@@ -46,13 +50,37 @@ bench-geometry: $(READY)
 bench-curvature: $(READY)
 	$(BIN)/python benchmarks/curvature.py
 
-# torch first: a CPU build where pip finds one, else the registry's.
-$(READY): pyproject.toml constraints.txt
+# Without a lock: the versions of constraints.txt in whatever build pip finds for this machine, torch first, so that nothing else chooses one.
+# With one: a new environment of wheels whose hashes are listed, trifold itself built by those, and a look whether anything is missing.
+$(READY): pyproject.toml constraints.txt $(LOCK)
 	$(PYTHON) -c "import sys; sys.exit('trifold needs Python 3.11 or newer: make PYTHON=python3.12 ...' if sys.version_info < (3, 11) else 0)"
+ifeq ($(strip $(LOCK)),)
+	rm -f $(VENV)/.locked
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python $(PIP) install --constraint constraints.txt torch
+	$(BIN)/python $(PIP) install --constraint constraints.txt --editable ".[dev]"
+else
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python $(PIP) install --require-hashes --no-deps --only-binary :all: $(addprefix --requirement ,$(LOCK))
+	$(BIN)/python $(PIP) install --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+endif
 	touch $(READY)
+
+# Writes ci/*.lock again, with the versions of constraints.txt.
+lock: $(TOOLS)/.ready
+	$(TOOLS)/bin/python ci/lock.py
+
+# Asks for known vulnerabilities of every locked version; exit status 1 if there is one, or if a package could not be looked up.
+# torch's CPU build has the version of its CUDA build, under which it is known.
+audit: $(TOOLS)/.ready
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes \
+		$(addprefix --requirement ,ci/requirements.lock ci/torch-cuda.lock ci/tools.lock)
+
+$(TOOLS)/.ready: ci/tools.lock
+	$(PYTHON) -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/python $(PIP) install --require-hashes --no-deps --only-binary :all: --requirement ci/tools.lock
+	touch $(TOOLS)/.ready
 
 clean:
 	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache
