@@ -1,4 +1,4 @@
-"""The sixty items of the reliability scorecard: number, what is done, and how many faults a test holds that repeats one."""
+"""The sixty items of the reliability scorecard: number, fault, what trifold does, and how many faults a test holds that repeats one."""
 
 from __future__ import annotations
 
@@ -67,12 +67,77 @@ ITEMS = {
     60: "shape, zip and gzip bombs",
 }
 
+# What trifold does about each, as its tests ask for.
+ANSWERS = {
+    1: "`DataError` before training: layer, cell, gene, how many",
+    2: "the same",
+    3: "`DataError` by cell and gene",
+    4: "accepted",
+    5: '`DataError` with the share and the first; `fractional="allow"` accepts',
+    6: "`DataError` with the hint that it looks like log1p",
+    7: "`DataError` with the hint that it looks scaled",
+    8: '`DataError` with the cells; `empty="drop"` or `"keep"`',
+    9: "a warning with the names; everything stays finite",
+    10: "trains, everything finite",
+    11: "exact library size, finite loss",
+    12: "`DataError`: float16 holds no count above 65,504",
+    13: "whole and boolean dtypes are taken; object: `DtypeError`",
+    14: "`DtypeError` (a `TypeError`) that names it",
+    15: "`DataError` that names the indices; compiled code never sees them",
+    16: "`DataError` that names the pointers",
+    17: "read as if sorted and summed; the input stays as it is",
+    18: "CSC, CSR, COO, arrays, DataFrame: the same latents, bit for bit",
+    19: "no wrap of row pointers",
+    20: "the same result, input unchanged",
+    21: "the same latents, in the order asked for",
+    22: "the parent is unchanged",
+    23: "an error that names the axis",
+    24: "predict works; fit names the least that it needs",
+    25: "`DataError` that lists them",
+    26: "a warning; order kept",
+    27: "put in order by name: the identical result",
+    28: '`DataError` with number and names; `missing="zero"` accepts and says so',
+    29: "left out, with a notice",
+    30: "`DataError`: none match, and what the names look like",
+    31: "`SchemaError` with column, value and known values; `unknown=` per role",
+    32: "ignored and recorded",
+    33: "`SchemaError` with column and number of cells",
+    34: "`SchemaError` that names the column",
+    35: "the same order and type after a reload",
+    36: "a round trip, or an error that names the column",
+    37: "its MMD is left out with a notice; finite loss",
+    38: "left out; never a mean of nothing",
+    39: "MMD 0, with one notice",
+    40: "a warning that says what cannot be told apart, with the table",
+    41: "`SchemaError` that lists what there is",
+    42: "joined to the one before",
+    43: "`TrainingError` with step and term; finite weights put back, checkpoint kept",
+    44: "the same, within ten steps",
+    45: "the step is finished, a checkpoint written, exit code 130 or 143; `resume=True` ends at the same bits",
+    46: "the newest or the previous checkpoint loads, whole",
+    47: "`CheckpointError` with path, needed and free; the old file intact, no litter",
+    48: "`CheckpointError` before training",
+    49: "one of them wins, whole",
+    50: "an error, no hang, nothing left running",
+    51: "done in pieces",
+    52: "`DeviceError` that names it; never the CPU instead",
+    53: "`CorruptModelError` that names the file",
+    54: "refused by its hash",
+    55: "`FormatError` with the names, before memory is taken",
+    56: "`FormatError` that names the key; newer: the trifold that it needs",
+    57: "refused, nothing run",
+    58: "refused",
+    59: "`DataError` that names the link",
+    60: "`DataError` from what the file says of itself, under 100 MB used",
+}
+
 GROUPS = {"A. Counts and matrices": (1, 22), "B. Shapes, names, categories": (23, 42), "C. Training": (43, 52), "D. Files": (53, 60)}
 
 # Tests that cause one fault many times: start of their name -> a lower bound of the number of faults. Item (d) allows 5 s for each.
 REPEATED = {
     "test_item_46_kills": 8,
     "test_item_49_of_many": 80,
+    "test_item_49_processes": 40,
     "test_item_53_every_truncation": 100,
     "test_item_54_ten_thousand": 10_000,
     "test_item_54_one_flipped": 200,

@@ -1,8 +1,9 @@
 """A pytest plugin that writes one JSON line for each test: outcome, seconds and peak memory; scorecard.py uses it.
 
-Seconds are wall time of set-up and call. Memory is the most that this process held resident during the test: the kernel's high-water mark,
-which is set back before each test where the system allows it (else the mark of the whole process, which is never less), or that of a child
-process that the test waited for, if it was the largest so far.
+Seconds are wall time of set-up and call. A test that starts whole processes says by ``record_property("fault_seconds", s)`` how long the
+slowest of its faults took, from the moment it was caused to its stated end. Memory is the most that this process held resident during the
+test: the kernel's high-water mark, which is set back before each test where the system allows it (else the mark of the whole process, which
+is never less), or that of a child process that the test waited for, if it was the largest so far.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def pytest_runtest_protocol(item: pytest.Item):
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     row = _outcome[report.nodeid]
+    row.update((name, value) for name, value in report.user_properties if name == "fault_seconds")
     if report.failed:
         row["outcome"], row["reason"] = "failed", _last(report.longreprtext)
     elif report.skipped and row["outcome"] != "failed":

@@ -68,6 +68,15 @@ def undisturbed(out: Path, epochs: int) -> float:
     return time.monotonic() - began
 
 
+def enough(folder: Path, seconds: float) -> int:
+    """How many epochs take about so many seconds, by runs that are longer and longer than the start of a process."""
+    undisturbed(folder / "0", 1)  # whatever is compiled or cached the first time
+    start, epochs = undisturbed(folder / "1", 1), 8
+    while (took := undisturbed(folder / str(epochs), epochs)) < start + min(10, seconds / 4):
+        epochs *= 2
+    return max(epochs, round((seconds - start) * (epochs - 1) / (took - start)))
+
+
 def disturbed(out: Path, epochs: int, every: float, chance: random.Random) -> dict[str, int]:
     """Train to the end against signals; how many of each came.
 
@@ -118,13 +127,12 @@ def main() -> None:
     table = Table("soak", ("minutes", "every"), folder=given.out, fresh=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        one, six = undisturbed(folder / "one", 1), undisturbed(folder / "six", 6)
-        epochs = max(6, round((60 * given.minutes - one) * 5 / max(six - one, 1e-3)))
+        epochs = enough(folder / "tried", 60 * given.minutes)
         say(f"{epochs} epochs are about {given.minutes:g} minutes")
         took = undisturbed(folder / "whole", epochs)
         came = disturbed(folder / "run", epochs, given.every, random.Random(given.seed))
         truth, found = digest(folder / "whole"), digest(folder / "run")
-        left = sorted(p.name for p in folder.iterdir() if p.name not in ("one", "six", "whole", "run"))
+        left = sorted(p.name for p in folder.iterdir() if p.name not in ("tried", "whole", "run"))
     equal = truth == found and not left
     result = "equal" if equal else "DIFFERENT"
     table.add(

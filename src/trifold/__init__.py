@@ -37,6 +37,7 @@ _HOME = {
     "ScoreMatching": "trifold.terms",
     "TotalCorrelation": "trifold.terms",
     "Ramp": "trifold.schedule",
+    "migrate": "trifold.migrating",
     "profile": "trifold.profiling",
     "sweep": "trifold.sweeps",
     "verify": "trifold.loading",
@@ -74,6 +75,7 @@ __all__ = [
     "geometry",
     "invae",
     "load",
+    "migrate",
     "open",
     "profile",
     "report",
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from trifold.data import Schema, check, open, simulate
     from trifold.errors import TrifoldError, TrifoldWarning
     from trifold.loading import load, verify
+    from trifold.migrating import migrate
     from trifold.model import Model
     from trifold.presets.gamma_vae import gamma_vae
     from trifold.presets.invae import invae

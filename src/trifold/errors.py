@@ -27,6 +27,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+COPY = "Copy the run again from where it was saved."  # what to do about a saved file that is damaged
+
 
 class TrifoldError(Exception):
     """Base of every error that a user can cause."""

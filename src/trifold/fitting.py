@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from torch import nn
 from trifold import store
 from trifold.core import VAE, start
 from trifold.data import Cells, Resident, Schema, batches, fits, open, samplers, splits
+from trifold.errors import TrainingError
+from trifold.extremes import worst
 from trifold.folders import checkpoints_of
 from trifold.inference import chunks, moments
 from trifold.provenance import card_of, fingerprint, plain, seen_in
@@ -112,7 +115,7 @@ def fitted(schema: Schema, vae: VAE, objective: Objective, data: Any, plan: Plan
         some = train[:: -(-len(train) // _START)]
         start(vae, *moments(cells, some), lambda: chunks(cells, some))
     held = Resident(cells, fabric.device) if fabric.device.type == "cuda" and fits(cells, fabric.device) else None
-    with progress_bar(count, show=run.progress and share.rank == 0) as show:
+    with progress_bar(count, show=run.progress and share.rank == 0) as show, _blamed(vae, cells, sampler, share):
         history = fit(
             network,
             Forward(vae, objective),
@@ -175,10 +178,29 @@ def _minibatches(cells: Cells, held: Resident | None, sampler: Sampler, share: S
 
     In memory, how many processes there are does not change what a minibatch holds; on disk, each process reads blocks of its own.
     """
+    own = _own(sampler, share, epoch)[first:]
+    return batches(cells, own) if held is None else held.epoch(own)
+
+
+def _own(sampler: Sampler, share: Share, epoch: int) -> Sequence[np.ndarray]:
+    """Positions of the cells of this process's share of each minibatch."""
     own = sampler.share(epoch, share.rank)
-    if not share.alone:
-        own = [mine[: whole // share.world] for mine, whole in zip(own, sampler.sizes, strict=True)]
-    return batches(cells, own[first:]) if held is None else held.epoch(own[first:])
+    return own if share.alone else [mine[: whole // share.world] for mine, whole in zip(own, sampler.sizes, strict=True)]
+
+
+@contextmanager
+def _blamed(vae: VAE, cells: Cells, sampler: Sampler, share: Share) -> Iterator[None]:
+    """Where training fails at a step, its error also names the cells and genes of that step's minibatch that fit worst."""
+    try:
+        yield
+    except TrainingError as error:
+        if error.step is None or error.term == "validation loss":
+            raise
+        said = ""
+        with suppress(Exception):  # cells that cannot be read again are no reason to lose the first error
+            index = _own(sampler, share, error.step // sampler.steps)[error.step % sampler.steps]
+            said = " " + worst(vae, cells.batch(index), cells.names[index], cells.schema.genes)
+        raise TrainingError(f"{error}{said}", step=error.step, term=error.term) from None
 
 
 def _both(show: Callable[[dict[str, float]], None] | None, then: Callable[[dict[str, float]], None] | None) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -17,17 +17,17 @@ from typing import Any
 
 from torch import Tensor
 
-from trifold.errors import CheckpointError, CorruptModelError, FormatError, TrifoldError, listing
+from trifold.errors import COPY, CorruptModelError, FormatError, listing
+from trifold.outputs import explained
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where folders are not locked
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 1
+FORMAT = 2
+NEEDS = "0.1"  # the first trifold that reads this format, for the messages of earlier ones
 MANIFEST = "MANIFEST.json"
-_AGAIN = "Copy the run again from where it was saved."
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _EXCLUSIVE, _SHARED, _AT_ONCE = (fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_NB) if fcntl else (0, 0, 0)
 _MOST_JSON = 64 * 2**20  # bytes of one JSON file
 _MOST_PARTS = 1_000_000  # objects and lists in one
@@ -50,6 +50,7 @@ def write_folder(path: Path, parts: Mapping[str, bytes], tensors: Mapping[str, T
     """
     manifest = {
         "format": FORMAT,
+        "needs": NEEDS,
         "files": {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in parts.items()},
         "tensors": {name: {"shape": list(t.shape), "dtype": str(t.dtype)} for name, t in tensors.items()},
     }
@@ -88,31 +89,6 @@ def _put_in_place(fresh: Path, path: Path, previous: Path | None) -> None:
             if previous is not None and not path.exists() and previous.exists():
                 os.rename(previous, path)
             raise
-
-
-@contextmanager
-def explained(path: Path, needed: int | None, what: str) -> Iterator[None]:
-    """Errors of the system while something is written, said with the path, the bytes that it needs and those that are free.
-
-    Args:
-        path: What is written.
-        needed: Its bytes; None: not known.
-        what: What messages call it.
-
-    Raises:
-        CheckpointError: In the place of an OSError, or of the RuntimeError that h5py makes of one.
-    """
-    try:
-        yield
-    except TrifoldError:
-        raise
-    except (OSError, RuntimeError) as error:
-        why = str(getattr(error, "strerror", None) or error)
-        if getattr(error, "errno", None) in _FULL or any(os.strerror(code) in why for code in _FULL):
-            why = f"the disk is full ({why.splitlines()[0]})"
-        left = f"{free(path):,}"
-        room = f"{left} bytes are free there." if needed is None else f"It needs {needed:,} bytes, and {left} are free there."
-        raise CheckpointError(f"{what} {str(path)!r} could not be written: {why}. {room} What was there before is untouched.") from error
 
 
 @contextmanager
@@ -158,19 +134,20 @@ def _unlock(handle: int | None) -> None:
         os.close(handle)
 
 
-def read_folder(path: Path, names: Sequence[str], *, what: str) -> tuple[dict[str, bytes], dict[str, Any]]:
+def read_folder(path: Path, names: Sequence[str], *, what: str, format: int = FORMAT) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The files of a folder, verified against its manifest, and what the manifest says of tensors.
 
     Args:
         path: The folder.
         names: The files that it must hold.
         what: What messages call it.
+        format: That it must have.
 
     Raises:
-        FormatError: Not such a folder, an unknown key, or a newer format.
+        FormatError: Not such a folder, an unknown key, or another format.
         CorruptModelError: A file is missing, or its bytes are not those that were written.
     """
-    manifest = _manifest(path, names, what)
+    manifest = _manifest(path, names, what, format)
     return {name: _read_verified(path / name, manifest["files"][name], what) for name in names}, manifest["tensors"]
 
 
@@ -214,30 +191,60 @@ def tensors_in(data: bytes, said: Mapping[str, Any], name: str) -> dict[str, Ten
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise CorruptModelError(f"{name} cannot be read: {error}. {_AGAIN}") from error
+        raise CorruptModelError(f"{name} cannot be read: {error}. {COPY}") from error
     found = {key: {"shape": list(t.shape), "dtype": str(t.dtype)} for key, t in tensors.items()}
     if found != said:
         wrong = [n for n in {*found, *said} if found.get(n) != said.get(n)]
-        raise CorruptModelError(f"{name} and {MANIFEST} disagree on {listing(sorted(wrong))}. {_AGAIN}")
+        raise CorruptModelError(f"{name} and {MANIFEST} disagree on {listing(sorted(wrong))}. {COPY}")
     return tensors
 
 
-def _manifest(path: Path, names: Sequence[str], what: str) -> dict[str, Any]:
+def format_of(path: Path, *, what: str) -> int:
+    """The format of a folder, as its manifest says it; none that is newer than this trifold.
+
+    Args:
+        path: The folder.
+        what: What messages call it.
+
+    Raises:
+        FormatError: The manifest does not say it, or the format is newer.
+        CorruptModelError: There is no manifest, or it is not JSON.
+    """
+    return _format(_read_manifest(path, what), path, what)
+
+
+def _read_manifest(path: Path, what: str) -> dict[str, Any]:
     found = parse(_read_plain(path / MANIFEST, _MOST_JSON, what), MANIFEST)
     if not isinstance(found, dict) or "format" not in found:
-        raise FormatError(f"{MANIFEST} of {str(path)!r} has no key 'format'. {_AGAIN}")
+        raise FormatError(f"{MANIFEST} of {str(path)!r} has no key 'format'. {COPY}")
+    return found
+
+
+def _format(found: dict[str, Any], path: Path, what: str) -> int:
     if type(found["format"]) is not int or found["format"] < 1:
-        raise FormatError(f"{MANIFEST} of {str(path)!r} must give the format as a whole number from 1; found {found['format']!r}. {_AGAIN}")
+        raise FormatError(f"{MANIFEST} of {str(path)!r} must give the format as a whole number from 1; found {found['format']!r}. {COPY}")
     if found["format"] > FORMAT:
+        needs = found.get("needs")
+        least = f">={needs}" if isinstance(needs, str) and re.fullmatch(r"\d{1,6}(\.\d{1,6}){0,3}", needs) else ""
         raise FormatError(
-            f"{what} {str(path)!r} has format {found['format']}; this trifold reads up to {FORMAT}: it needs a newer trifold: "
-            "pip install -U trifold."
+            f"{what} {str(path)!r} has format {found['format']}; this trifold reads {FORMAT}. It needs trifold "
+            f"{'>= ' + least[2:] if least else 'of a later version'}. Type: pip install -U 'trifold{least}'"
         )
-    unknown = [k for k in found if k not in ("format", "files", "tensors")]
-    files, tensors = found.get("files"), found.get("tensors")
-    if unknown or not isinstance(files, dict) or not isinstance(tensors, dict) or sorted(files) != sorted(names):
+    return found["format"]
+
+
+def _manifest(path: Path, names: Sequence[str], what: str, format: int = FORMAT) -> dict[str, Any]:
+    found = _read_manifest(path, what)
+    if _format(found, path, what) != format:
         raise FormatError(
-            f"{MANIFEST} of {str(path)!r} must hold format, files ({', '.join(names)}) and tensors; found {listing(found)}. {_AGAIN}"
+            f"{what} {str(path)!r} has format {found['format']}, of an earlier trifold; this one reads {format}. "
+            f"Rewrite a run by typing: trifold migrate {path}; finish a checkpoint with the trifold that wrote it, or begin anew."
+        )
+    keys = ["format", "needs", "files", "tensors"] if format > 1 else ["format", "files", "tensors"]
+    kinds = {"format": int, "needs": str, "files": dict, "tensors": dict}
+    if sorted(found) != sorted(keys) or not all(isinstance(found[key], kinds[key]) for key in keys) or set(found["files"]) != set(names):
+        raise FormatError(
+            f"{MANIFEST} of {str(path)!r} must hold {', '.join(keys)}, with the files {', '.join(names)}; found {listing(found)}. {COPY}"
         )
     return found
 
@@ -245,14 +252,14 @@ def _manifest(path: Path, names: Sequence[str], what: str) -> dict[str, Any]:
 def _read_verified(path: Path, said: Any, what: str) -> bytes:
     size = said.get("size") if isinstance(said, dict) else None
     if type(size) is not int or size < 0 or not isinstance(said.get("sha256"), str):
-        raise FormatError(f"{MANIFEST} must give size and sha256 of {path.name}; found {said!r}. {_AGAIN}")
+        raise FormatError(f"{MANIFEST} must give size and sha256 of {path.name}; found {said!r}. {COPY}")
     if path.suffix == ".json" and size > _MOST_JSON:
-        raise FormatError(f"{path.name} must be at most {_MOST_JSON:,} bytes; {MANIFEST} gives {size:,}. {_AGAIN}")
+        raise FormatError(f"{path.name} must be at most {_MOST_JSON:,} bytes; {MANIFEST} gives {size:,}. {COPY}")
     data = _read_plain(path, size, what)
     if len(data) != said["size"] or hashlib.sha256(data).hexdigest() != said["sha256"]:
         raise CorruptModelError(
             f"{path.name} does not hold the bytes that were written: {len(data):,} bytes, {said['size']:,} expected, or another SHA-256. "
-            + _AGAIN
+            + COPY
         )
     return data
 
@@ -261,7 +268,7 @@ def _read_plain(path: Path, most: int, what: str) -> bytes:
     try:
         found = os.lstat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise FormatError(f"{path.name} must be a plain file; found a link, folder or device. {_AGAIN}")
+            raise FormatError(f"{path.name} must be a plain file; found a link, folder or device. {COPY}")
         with open(path, "rb") as file:
             return file.read(min(most, found.st_size) + 1)  # Python takes the memory before it reads
     except FileNotFoundError:
@@ -278,23 +285,23 @@ def parse(data: bytes, name: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [k for k, _ in pairs]
         if len(set(keys)) < len(keys):
-            raise FormatError(f"{name} repeats the key {next(k for k in keys if keys.count(k) > 1)!r}. {_AGAIN}")
+            raise FormatError(f"{name} repeats the key {next(k for k in keys if keys.count(k) > 1)!r}. {COPY}")
         return dict(pairs)
 
     def refuse(word: str) -> Any:
-        raise FormatError(f"{name} holds {word}, which is not JSON. {_AGAIN}")
+        raise FormatError(f"{name} holds {word}, which is not JSON. {COPY}")
 
     def finite(word: str) -> float:
         return float(word) if math.isfinite(float(word)) else refuse(word)
 
     if len(data) > _MOST_JSON or data.count(b"{") + data.count(b"[") > _MOST_PARTS:
-        raise FormatError(f"{name} must be at most {_MOST_JSON:,} bytes with {_MOST_PARTS:,} objects and lists; found more. {_AGAIN}")
+        raise FormatError(f"{name} must be at most {_MOST_JSON:,} bytes with {_MOST_PARTS:,} objects and lists; found more. {COPY}")
     try:
         return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
     except FormatError:
         raise
     except (ValueError, RecursionError) as error:
-        raise CorruptModelError(f"{name} is not JSON: {error}. {_AGAIN}") from error
+        raise CorruptModelError(f"{name} is not JSON: {error}. {COPY}") from error
 
 
 def text(data: bytes, name: str) -> str:
@@ -306,7 +313,7 @@ def text(data: bytes, name: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise CorruptModelError(f"{name} is not text in UTF-8: {error}. {_AGAIN}") from error
+        raise CorruptModelError(f"{name} is not text in UTF-8: {error}. {COPY}") from error
 
 
 def dump(value: Any) -> bytes:
@@ -327,18 +334,6 @@ def _sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def free(path: Path) -> int:
-    """Bytes that are free where a path is or would be."""
-    return shutil.disk_usage(nearest(path)).free
-
-
-def nearest(path: Path) -> Path:
-    """The path if it exists, else the nearest folder above it that does."""
-    while not os.path.exists(path) and path != path.parent:  # a name that is too long does not exist, rather than raising
-        path = path.parent
-    return path
 
 
 def checkpoints_of(run: Path) -> Path:

@@ -11,7 +11,7 @@ import torch
 from trifold import folders, store
 from trifold.core import VAE
 from trifold.data import Schema
-from trifold.errors import FormatError, TrifoldError, listing
+from trifold.errors import COPY, FormatError, TrifoldError, listing
 from trifold.model import Model
 from trifold.spec import from_spec
 from trifold.terms import Objective
@@ -52,7 +52,7 @@ def verify(path: str | Path, *, trust: Sequence[str] = ()) -> list[str]:
     path = Path(path)
     if path.name.endswith(".checkpoint") or any(path.glob("step-*")):
         return checkpoint.faults_in(path)
-    found = folders.faults(path, store.FILES, what="The run folder")
+    found = folders.faults(path, store.FILES, what=store.WHAT)
     if not (path / folders.MANIFEST).exists():
         return found  # load() would read NAME.previous
     try:
@@ -79,11 +79,12 @@ def _built(parts: dict[str, Any], path: Any, trust: Sequence[str]) -> Model:
     spec = parts["spec"]
     if not isinstance(spec, dict) or sorted(spec) != ["objective", "plan", "preset", "vae"]:
         found = listing(spec, 10) if isinstance(spec, dict) else type(spec).__name__
-        raise FormatError(f"spec.json of {str(path)!r} must hold vae, objective, plan and preset; found {found}.")
+        raise FormatError(f"spec.json of {str(path)!r} must hold vae, objective, plan and preset; found {found}. {COPY}")
     built = from_spec(spec, trust=trust)
     for name, kind in {"vae": VAE, "objective": Objective, "plan": Plan, "preset": str | None}.items():
         if not isinstance(built[name], kind):
-            raise FormatError(f"{name!r} in spec.json of {str(path)!r} must be a {_named(kind)}; found {type(built[name]).__name__}.")
+            found = type(built[name]).__name__
+            raise FormatError(f"{name!r} in spec.json of {str(path)!r} must be of type {_named(kind)}; found {found}. {COPY}")
     return Model(Schema.from_spec(parts["schema"]), built["vae"], built["objective"], plan=built["plan"], preset=built["preset"])
 
 

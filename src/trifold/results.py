@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import uuid
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trifold.errors import CheckpointError, SpecError, suggest
-from trifold.folders import explained, free, nearest
+from trifold.outputs import filled, free, h5_file, replacing, require_folder, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,65 +108,6 @@ def require_out(out: str | Path, *, overwrite: bool) -> Path:
     return path
 
 
-def filled(path: Path) -> bool:
-    """Whether something is there, other than an empty folder."""
-    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
-
-
-def require_folder(path: Path) -> None:
-    """Refuse a path that has no folder to lie in.
-
-    Raises:
-        CheckpointError: The nearest folder above it that exists cannot be written to, or is a file.
-    """
-    parent = nearest(path.absolute().parent)
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise CheckpointError(f"{str(path)!r} cannot be written: {str(parent)!r} is not a folder that can be written to.")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to, which takes its place in the end; after an error or Ctrl-C nothing is left of it.
-
-    Args:
-        path: Where the file or folder goes; its folder is made. What was there is replaced.
-
-    Raises:
-        CheckpointError: The folder cannot be written, or the disk is full.
-    """
-    part, old = (path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.{what}{path.suffix}") for what in ("part", "old"))
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with writing(path):
-            _sync(part)
-            if path.is_dir() or part.is_dir():  # a folder does not replace, and is not replaced, in one step
-                with suppress(FileNotFoundError):
-                    os.rename(path, old)
-            os.replace(part, path)
-    finally:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
-        for gone in (part, old):
-            _remove(gone)
-
-
-@contextmanager
-def writing(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Errors of the system while a file is written, said as trifold says them.
-
-    Args:
-        path: Where the file or folder goes.
-        needed: Its bytes; None: not known.
-
-    Raises:
-        CheckpointError: In the place of an OSError, or of what h5py makes of one.
-    """
-    with explained(path, needed, "The file" if path.suffix == ".h5ad" else "The folder"):
-        yield
-
-
 @contextmanager
 def stored(
     path: Path, n: int, *, obs: pd.DataFrame, names: Sequence[str], about: Mapping[str, Any], sparse: bool = False
@@ -186,13 +126,14 @@ def stored(
         CheckpointError: The folder cannot be written, or the disk is full.
     """
     needed = None if sparse else 4 * n * len(names)  # of X in float32; of a sparse one it is not known before
-    with writing(path, needed):  # said before: HDF5 may end the whole process when it finds the disk full
+    with writing(path, needed):  # said before the work, where it is known
         if needed is not None and needed + int(obs.memory_usage(deep=True).sum()) + _ROOM > free(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with replacing(path) as part, _root(part, path, needed) as root:
+    with replacing(path) as part, _root(part, path, needed) as (root, require):
         with writing(path, needed):
             _begin(root, obs, names, about)
-        result: _OnDisk = (_SparseOnDisk if sparse else _DenseOnDisk)(root, n, len(names), path, needed)
+            require()
+        result: _OnDisk = (_SparseOnDisk if sparse else _DenseOnDisk)(root, n, len(names), path, needed, require)
         yield result
         with writing(path, needed):
             result.finish()
@@ -201,13 +142,15 @@ def stored(
 class _OnDisk(Result):
     """X of an open h5ad file or zarr folder."""
 
-    def __init__(self, root: Any, n: int, g: int, path: Path, needed: int | None):
+    def __init__(self, root: Any, n: int, g: int, path: Path, needed: int | None, require: Callable[[], None]):
         super().__init__(n)
         self.root, self.g, self.path, self.needed, self.h5 = root, g, path, needed, path.suffix == ".h5ad"
+        self.require = require
 
     def put(self, rows: np.ndarray) -> None:
         with writing(self.path, self.needed):
             super().put(rows)
+            self.require()
 
     def finish(self) -> None:
         """Write what comes after the last row."""
@@ -230,8 +173,8 @@ class _DenseOnDisk(_OnDisk):
 
 
 class _SparseOnDisk(_OnDisk):
-    def __init__(self, root: Any, n: int, g: int, path: Path, needed: int | None):
-        super().__init__(root, n, g, path, needed)
+    def __init__(self, root: Any, n: int, g: int, path: Path, needed: int | None, require: Callable[[], None]):
+        super().__init__(root, n, g, path, needed, require)
         self.crow = np.zeros(n + 1, dtype=np.int64)
 
     def _put(self, rows: np.ndarray) -> None:
@@ -256,47 +199,28 @@ class _SparseOnDisk(_OnDisk):
 
 
 @contextmanager
-def _root(part: Path, path: Path, needed: int | None) -> Iterator[Any]:
-    """An empty h5ad file or zarr folder, open for writing; messages name the path that it will have."""
+def _root(part: Path, path: Path, needed: int | None) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """An empty h5ad file or zarr folder, open for writing, and what raises the error it has met; messages name the path it will have."""
     if part.suffix == ".h5ad":
-        import h5py
-
-        with writing(path, needed):
-            file = h5py.File(part, "w")
-        try:
-            yield file
-        except BaseException:
-            _drop(file)
-            raise
-        try:
+        with ExitStack() as stack:
             with writing(path, needed):
-                file.flush()
-        except CheckpointError:
-            _drop(file)
-            raise
-        file.close()
+                file, require = stack.enter_context(h5_file(part))
+            yield file, require
+            with writing(path, needed):
+                stack.close()
         return
     import anndata
     import zarr
 
-    form: Any = getattr(anndata.settings, "zarr_write_format", 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # anndata 0.13 says that 0.14 has format 3 only
+        form: Any = getattr(anndata.settings, "zarr_write_format", 3)
     with writing(path, needed):
         root = zarr.open_group(str(part), mode="w", zarr_format=form)
-    yield root
+    yield root, lambda: None
     if form == 2:  # readers that find consolidated metadata look at nothing else
         with writing(path, needed):
             zarr.consolidate_metadata(str(part))
-
-
-def _drop(file: Any) -> None:
-    """Close a file that is not wanted. Where the disk is full HDF5 would end the whole process: what is left goes to memory instead."""
-    with suppress(Exception):
-        if hasattr(os, "memfd_create"):
-            memory = os.memfd_create("trifold")
-            os.dup2(memory, file.id.get_vfd_handle(), inheritable=False)
-            os.close(memory)
-    with suppress(Exception):
-        file.close()
 
 
 def _begin(root: Any, obs: pd.DataFrame, names: Sequence[str], about: Mapping[str, Any]) -> None:
@@ -308,8 +232,8 @@ def _begin(root: Any, obs: pd.DataFrame, names: Sequence[str], about: Mapping[st
     head = AnnData(obs=obs.copy(deep=False), var=pd.DataFrame(index=list(names)), uns=dict(about))
     head.strings_to_categoricals()
     root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    for name in ("obs", "var", "uns"):
-        write_elem(root, name, getattr(head, name))
+    for name, value in (("obs", head.obs), ("var", head.var), ("uns", dict(head.uns))):
+        write_elem(root, name, value)
     for name in ("obsm", "varm", "obsp", "varp", "layers"):
         write_elem(root, name, {})
 
@@ -317,16 +241,3 @@ def _begin(root: Any, obs: pd.DataFrame, names: Sequence[str], about: Mapping[st
 def _power(number: int) -> int:
     """The largest power of two that is not above a number, at least 1."""
     return 1 << (max(1, number).bit_length() - 1)
-
-
-def _sync(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

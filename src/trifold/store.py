@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trifold.errors import CheckpointError, CorruptModelError, FormatError, listing
-from trifold.folders import MANIFEST, alone, checkpoints_of, dump, nearest, parse, read_folder, tensors_in, text, write_folder
+from trifold.errors import COPY, CheckpointError, CorruptModelError, FormatError, listing
+from trifold.folders import MANIFEST, alone, checkpoints_of, dump, parse, read_folder, tensors_in, text, write_folder
+from trifold.outputs import nearest
 
 WEIGHTS = "weights.safetensors"
 FILES = ("card.json", "schema.json", "spec.json", WEIGHTS, "history.csv")
-_WHAT = "The run folder"
+WHAT = "The run folder"  # what messages call it
 
 
 def write_run(path: str | Path, *, card: Any, schema: Any, spec: Any, weights: Mapping[str, Tensor], history: str) -> Path:
@@ -50,8 +51,13 @@ def write_run(path: str | Path, *, card: Any, schema: Any, spec: Any, weights: M
         WEIGHTS: save(tensors),
         "history.csv": history.encode(),
     }
-    write_folder(path, parts, tensors, previous=path.with_name(f"{path.name}.previous"), what=_WHAT)
+    write_folder(path, parts, tensors, previous=previous_of(path), what=WHAT)
     return path
+
+
+def previous_of(path: Path) -> Path:
+    """Where the earlier run is kept when a run folder is replaced: ``NAME.previous`` beside it."""
+    return path.with_name(f"{path.name}.previous")
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
@@ -69,12 +75,12 @@ def read_run(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     with alone(path.parent, shared=True):  # not while another process puts a new one in its place
-        previous = path.with_name(f"{path.name}.previous") if path.name else path
+        previous = previous_of(path) if path.name else path
         if not (path / MANIFEST).exists() and (previous / MANIFEST).exists():
             path = previous
         if not path.is_dir():
-            raise FormatError(f"A run is a folder that Model.save or fit(out=...) wrote; {str(path)!r} is not a folder.")
-        parts, said = read_folder(path, FILES, what=_WHAT)
+            raise FormatError(f"A run is a folder that Model.save or fit(out=...) wrote; {str(path)!r} is not a folder. Check the path.")
+        parts, said = read_folder(path, FILES, what=WHAT)
     return {
         "card": parse(parts["card.json"], "card.json"),
         "schema": parse(parts["schema.json"], "schema.json"),
@@ -115,13 +121,13 @@ def misfits(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> list[str]
         if n in weights and (weights[n].shape != t.shape or weights[n].dtype != t.dtype)
     ]
     kinds = (("lack", missing), ("hold unknown", extra), ("hold tensors of another shape or dtype:", other))
-    return [f"The saved weights do not fit the saved specification: they {what} {listing(names)}." for what, names in kinds if names]
+    return [f"The saved weights do not fit the saved specification: they {what} {listing(names)}. {COPY}" for what, names in kinds if names]
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
     """Which weights hold NaN or infinity: one sentence, or none."""
     broken = [n for n, t in weights.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-    return [f"The saved weights hold values that are not finite, in {listing(broken)}."] if broken else []
+    return [f"The saved weights hold values that are not finite, in {listing(broken)}. {COPY}"] if broken else []
 
 
 def check_writable(path: str | Path) -> None:
@@ -146,9 +152,10 @@ def _require_place(path: Path) -> None:
             os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=parent))
         except OSError as error:
             raise CheckpointError(
-                f"The run folder {str(path)!r} cannot be made: {str(parent)!r} is not a folder that can be written to ({error.strerror})."
+                f"The run folder {str(path)!r} cannot be made: {str(parent)!r} is not a folder that can be written to ({error.strerror}). "
+                "Choose a path in one that can."
             ) from error
-    for place in (path, path.with_name(f"{path.name}.previous")):
+    for place in (path, previous_of(path)):
         if place.exists() and not (place.is_dir() and ((place / MANIFEST).exists() or not any(place.iterdir()))):
             raise CheckpointError(
                 f"A run is written to a new folder or over an earlier run; {str(place)!r} holds something else. Choose another path."

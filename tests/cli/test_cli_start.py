@@ -10,7 +10,8 @@ from cli_cases import trifold_, words
 
 import trifold
 
-COMMANDS = ("check", "fit", "latent", "classify", "predict", "map", "evaluate", "curvature", "path", "show", "verify", "cite", "demo")
+COMMANDS = ("check", "fit", "latent", "classify", "predict", "map", "evaluate", "profile", "sweep", "convert", "curvature", "path", "show")
+COMMANDS += ("verify", "migrate", "cite", "demo")
 MAIN = "import sys; from trifold.cli import main; sys.argv[0] = 'trifold'; main()"
 
 

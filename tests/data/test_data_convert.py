@@ -173,7 +173,7 @@ def test_what_is_there_is_replaced_only_when_asked_and_kept_when_writing_fails(t
 
     with monkeypatch.context() as patch:
         patch.setattr(converting, "_write", full)
-        with pytest.raises(CheckpointError, match=r"disk is full\. [\d,]+ bytes are free"):
+        with pytest.raises(CheckpointError, match=r"disk is full \(No space left on device\)\. [\d,]+ bytes are free"):
             convert(study(30, G), out, overwrite=True)
         patch.setattr(converting, "_write", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):

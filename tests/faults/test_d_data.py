@@ -7,13 +7,10 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import time
 import tracemalloc
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 
 import anndata
@@ -21,52 +18,21 @@ import h5py
 import numpy as np
 import pytest
 from fault_cases import CELLS, study
+from hostile_cases import FORMATS, describe, refused, write_formats
 
 from trifold.data import open, preflight
 from trifold.data.convert import convert
 from trifold.errors import DataError, TrifoldError
 
-FORMATS = ("h5ad", "v2", "v3")
-
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    """The study as an h5ad file and as zarr folders of both formats."""
-    folder = tmp_path_factory.mktemp("written")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of anndata and zarr, on their next versions
-        study().write_h5ad(folder / "h5ad", compression="gzip")
-        for k in (2, 3):
-            with anndata.settings.override(zarr_write_format=k):
-                study().write_zarr(folder / f"v{k}")
-    return folder
+    return write_formats(tmp_path_factory.mktemp("written"))
 
 
 @pytest.fixture
 def files(written, tmp_path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "files"))
-
-
-def describe(folder: Path, array: str, **change: object) -> None:
-    """Change the description of an array of a zarr folder, here and where descriptions are gathered."""
-    new = folder.name == "v3"
-    path = folder / array / ("zarr.json" if new else ".zarray")
-    said = json.loads(path.read_text()) | change
-    path.write_text(json.dumps(said))
-    root = folder / ("zarr.json" if new else ".zmetadata")
-    whole = json.loads(root.read_text())
-    members = (whole.get("consolidated_metadata") or {}).get("metadata") if new else whole["metadata"]
-    if members:
-        members[array if new else f"{array}/.zarray"] = said
-        root.write_text(json.dumps(whole))
-
-
-def refused(path: Path, *words: str) -> str:
-    with pytest.raises(DataError) as caught:
-        open(path)
-    for word in words:
-        assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -268,94 +234,6 @@ def test_a_zarr_folder_at_an_address_is_looked_at_while_it_is_read(files):
             open("memory://long.zarr")
     finally:
         memory.rm("/", recursive=True)
-
-
-# -- bombs ---------------------------------------------------------------------------------------------------------------------------
-
-
-def bombs(files: Path) -> list[Path]:
-    """Small files that claim, or unfold to, gigabytes."""
-    made = []
-
-    def h5(name: str, place: str, *shape: int, **how: object) -> h5py.File:
-        path = files / name
-        made.append(path)
-        shutil.copy(files / "h5ad", path)
-        f = h5py.File(path, "r+")
-        f.pop(place, None)
-        f.create_dataset(place, shape, **how)
-        return f
-
-    h5("wide", "X", CELLS, 2**40, dtype="f4", chunks=(1, 1024)).close()
-    h5("column", "obs/dose", 2**40, dtype="f8", chunks=(1024,)).close()
-    h5("chunk", "obs/dose", CELLS, dtype="f8", chunks=(2**28,), maxshape=(None,)).close()
-    h5("pointers", "X/indptr", 2**34, dtype="i8", chunks=(1024,)).close()
-    with h5("gzip", "obs/dose", 2**31, dtype="i1", chunks=(2**24,), compression="gzip") as f:
-        for k in range(2**7):
-            f["obs/dose"].id.write_direct_chunk((k * 2**24,), ZEROS)
-    for name in ("v2", "v3"):
-        new = name == "v3"
-        for kind, shape, chunk in (("shape", 2**40, 2**20), ("chunk", CELLS, 2**40), ("gzip", 2**31, 2**24)):
-            folder = Path(shutil.copytree(files / name, files / f"{kind}_{name}" / name))
-            made.append(folder)
-            grid = {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [chunk]}}} if new else {"chunks": [chunk]}
-            gzip = {"name": "gzip", "configuration": {"level": 9}}
-            packed = {"codecs": [{"name": "bytes"}, gzip]} if new else {"compressor": {"id": "zlib"}}
-            describe(folder, "obs/dose", shape=[shape], **grid, **(packed if kind == "gzip" else {}))
-            if kind == "gzip":
-                for k in range(2**7):
-                    chunk_path = folder / "obs" / "dose" / (f"c/{k}" if new else str(k))
-                    chunk_path.parent.mkdir(exist_ok=True)
-                    chunk_path.write_bytes(ZEROS)
-        for kind, data in (("brackets", b"[" + b"[]," * 10**6 + b"[]]"), ("deep", b"[" * 150_000), ("long", b" " * 2**26 + b"{}")):
-            folder = Path(shutil.copytree(files / name, files / f"{kind}_{name}" / name))
-            made.append(folder)
-            (folder / "obs" / ("zarr.json" if new else ".zattrs")).write_bytes(data)
-    with zipfile.ZipFile(files / "zeros.zip", "w", zipfile.ZIP_DEFLATED) as z:
-        z.writestr("zarr.json", bytes(2**26))
-    return [*made, files / "zeros.zip"]
-
-
-ZEROS = zlib.compress(bytes(2**24), 9)
-
-CHILD = """
-import resource, sys
-io_open = open
-import trifold.model, anndata, h5py, zarr, numcodecs
-from trifold.data import open
-from trifold.errors import DataError
-open(sys.argv[1]); open(sys.argv[2])  # whatever is imported by that
-held = int([line for line in io_open("/proc/self/status") if line.startswith("VmSize")][0].split()[1]) * 1024
-resource.setrlimit(resource.RLIMIT_AS, (held + 2**30,) * 2)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for path in sys.argv[3:]:
-    try:
-        open(path)
-        print("READ", path)
-    except DataError as error:
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print("refused" if used < 100 * 1024 else f"TOOK {used} KiB", path, str(error)[:200])
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
-def test_item_60_bombs_are_refused_within_100_mb_where_a_gigabyte_is_left(files):
-    paths = bombs(files)
-    assert all(path.stat().st_size < 2**23 for path in paths)
-    child = [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, (files / "h5ad", files / "v3", *paths))]
-    done = subprocess.run(child, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(paths)
-    assert [line for line in lines if not line.startswith("refused")] == []
-
-
-def test_a_sparse_file_of_constant_columns_is_no_bomb(tmp_path):
-    a = study()
-    for k in range(30):
-        a.obs[f"constant_{k}"] = 0.0
-    a.write_h5ad(tmp_path / "a.h5ad", compression="gzip")
-    assert open(tmp_path / "a.h5ad").n == CELLS
 
 
 # -- cost and damage -----------------------------------------------------------------------------------------------------------------

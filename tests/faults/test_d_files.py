@@ -112,10 +112,17 @@ def test_item_56_a_repeated_key_is_refused(run, name):
         trifold.load(run)
 
 
-@pytest.mark.parametrize("value", [2, 10**9])
-def test_item_56_a_newer_format_says_that_it_needs_a_newer_trifold(run, value):
-    edit(run, store.MANIFEST, lambda m: m.update(format=value))
-    with pytest.raises(FormatError, match="newer trifold"):
+@pytest.mark.parametrize("value", [3, 10**9])
+def test_item_56_a_newer_format_says_which_trifold_it_needs(run, value):
+    edit(run, store.MANIFEST, lambda m: m.update(format=value, needs="7.2", unknown=[]))
+    with pytest.raises(FormatError, match=r"It needs trifold >= 7\.2\. Type: pip install -U 'trifold>=7\.2'$"):
+        trifold.load(run)
+
+
+@pytest.mark.parametrize("needs", [None, 7, "7; rm -rf", "latest", ["7.2"], "7" * 5000 + "x"])
+def test_item_56_a_newer_format_that_does_not_say_so_needs_a_later_version(run, needs):
+    edit(run, store.MANIFEST, lambda m: m.update(format=3, needs=needs))
+    with pytest.raises(FormatError, match=r"It needs trifold of a later version\. Type: pip install -U 'trifold'$"):
         trifold.load(run)
 
 

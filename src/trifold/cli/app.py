@@ -39,6 +39,7 @@ COMMANDS = (
     looking.path,
     looking.show,
     looking.verify,
+    looking.migrate,
     looking.cite,
     looking.demo,
 )  # as the help lists them; a trailing underscore is not part of the name

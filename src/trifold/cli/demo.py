@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from trifold.cli import show
 from trifold.cli.handwriting import handwriting
 from trifold.cli.simulated import simulated
 from trifold.errors import CheckpointError
+from trifold.outputs import replacing, writing
 
 _MARK = "demo.json"  # written last: a folder that has it is a demo's, and may be replaced
 
@@ -44,22 +42,14 @@ def demonstrate(out: Path, *, quick: bool, seed: int) -> None:
     """
     began = time.perf_counter()
     if out.exists() and not (out.is_dir() and ((out / _MARK).exists() or not any(out.iterdir()))):
-        raise CheckpointError(f"{str(out)!r} holds something else than an earlier demo. Choose another --out.")
-    part = out.absolute().with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        part.mkdir(parents=True)
+        raise CheckpointError(f"{str(out)!r} holds something other than an earlier demo. Choose another --out.")
+    with replacing(out) as part, writing(out):
+        part.mkdir()
         facts: dict[str, Any] = {"version": __version__, "seed": seed, "quick": quick}
         facts["simulated"] = simulated(part / "simulated", quick=quick, seed=seed)
         facts["handwriting"] = handwriting(part / "handwriting", quick=quick, seed=seed)
         facts["seconds"] = round(time.perf_counter() - began, 1)
         (part / _MARK).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        _put(part, out)
-    except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{str(out)!r} could not be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     show.say(_READ)
     files = [(str(p.relative_to(out)), f"{p.stat().st_size / 1e6:.2f} MB") for p in sorted(out.glob("*/*")) if p.is_file()]
     runs = [(str(p.parent.relative_to(out)), "run folder: trifold show " + str(p.parent)) for p in sorted(out.glob("*/*/card.json"))]
@@ -69,12 +59,3 @@ def demonstrate(out: Path, *, quick: bool, seed: int) -> None:
     show.say(f"  trifold evaluate {out}/simulated/run {out}/simulated/data.h5ad")
     show.say("With data of your own (counts in X, or name the layer: --x counts):", style="bold")
     show.say(_OWN)
-
-
-def _put(part: Path, out: Path) -> None:
-    """Rename the finished folder into place; the earlier one goes when the new one is there."""
-    old = part.with_suffix(".old")
-    if out.exists():
-        os.rename(out, old)
-    os.rename(part, out)
-    shutil.rmtree(old, ignore_errors=True)

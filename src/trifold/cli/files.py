@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trifold.errors import CheckpointError, SpecError, suggest
-from trifold.results import filled, replacing, require_folder, writing
+from trifold.outputs import filled, replacing, require_folder, writing
 
 if TYPE_CHECKING:
     from trifold.data import Source

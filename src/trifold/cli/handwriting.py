@@ -14,6 +14,7 @@ from trifold.cli.files import write
 from trifold.cli.scoring import held_combinations, page, score
 from trifold.data import Schema
 from trifold.data import open as open_data
+from trifold.outputs import write_h5ad
 from trifold.presets import trvae
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ def handwriting(folder: Path, *, quick: bool, seed: int) -> dict[str, Any]:
     schema = Schema.of(adata, condition="strokes", label="digit", kind="real")
     model = trvae(schema, published=True, latent=16, hidden=(256, 128), kl=1.0, seed=seed)
     model.fit(adata, hold_out=hold_out, seed=seed, out=folder / "run", epochs=15 if quick else 100, batch=128)
-    write(folder / "data.h5ad", adata.write_h5ad)
+    write(folder / "data.h5ad", lambda p: write_h5ad(adata, p))
     where = {"strokes": _FROM, "digit": _DIGIT}
     predicted = model.predict(adata, {"strokes": _TO}, where=where, kind="residual", seed=seed)
-    write(folder / "predicted.h5ad", predicted.write_h5ad)
+    write(folder / "predicted.h5ad", lambda p: write_h5ad(predicted, p))
     source = open_data(adata)
     held = held_combinations(model, source)[0]
     table = score(model, source, held, seed=seed)

@@ -19,6 +19,7 @@ from trifold.data.covariates import require_column
 from trifold.errors import SpecError
 from trifold.loading import load
 from trifold.model import Model
+from trifold.outputs import write_h5ad
 
 PLOTS = (".png", ".pdf", ".svg")
 _DPI = 150
@@ -86,14 +87,14 @@ def write_path(
     """
     _outputs(out, ".h5ad", plot, force=force)
     if top < 1:
-        raise SpecError(f"--top needs a number of genes of at least 1; found {top}.")
+        raise SpecError(f"--top needs at least 1 gene; found {top}. Pass --top 12.")
     ends = pairs(start, option="--from"), pairs(end, option="--to")
     asked = pairs(under, option="--under")
     model = load(run, trust=trust)
     source = _aligned(model, data, missing)
     a, b = (selection(chosen, source.obs) for chosen in ends)
     answer: Any = model.path(a, b, data=source, kind=kind, steps=steps, under=target(asked, model.schema, option="--under") or None)
-    write(out, answer.write_h5ad)
+    write(out, lambda p: write_h5ad(answer, p))
     from trifold.report.genes import most_changed, plot_genes
     from trifold.report.paths import called
 

@@ -15,6 +15,7 @@ from trifold.cli.scoring import held_combinations, page, score
 from trifold.data import Schema, Study, simulate
 from trifold.data import open as open_data
 from trifold.model import Model
+from trifold.outputs import write_h5ad
 from trifold.presets import trvae
 
 _TYPE, _FROM, _TO = "type_3", "control", "drug"
@@ -40,9 +41,9 @@ def simulated(folder: Path, *, quick: bool, seed: int) -> dict[str, Any]:
     hold_out = {"condition": _TO, "cell_type": _TYPE}
     model = trvae(Schema.of(adata, condition="condition", label="cell_type"), seed=seed)
     model.fit(adata, hold_out=hold_out, seed=seed, out=folder / "run", epochs=15 if quick else ...)
-    write(folder / "data.h5ad", adata.write_h5ad)
+    write(folder / "data.h5ad", lambda p: write_h5ad(adata, p))
     predicted = model.predict(adata, {"condition": _TO}, where={"condition": _FROM, "cell_type": _TYPE}, kind="residual", seed=seed)
-    write(folder / "predicted.h5ad", predicted.write_h5ad)
+    write(folder / "predicted.h5ad", lambda p: write_h5ad(predicted, p))
     source = open_data(adata)
     held = held_combinations(model, source)[0]
     table = score(model, source, held, seed=seed)

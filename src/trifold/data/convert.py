@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from trifold.data.places import is_address, store_at
 from trifold.data.source import Source, open
 from trifold.data.stored import MARK, read
 from trifold.errors import CheckpointError, SpecError, TrifoldWarning
+from trifold.outputs import replacing, writing
 
 _BUCKET, _BUCKETS = 1 << 22, 256  # values that are shuffled in memory at once; more of them rather than more files
 _CHUNK_VALUES, _SHARD_VALUES = 1 << 18, 1 << 22  # most values in a chunk, and in a shard, which is held in memory while it is written
@@ -65,7 +64,10 @@ def convert(
         CheckpointError: The folder exists, or cannot be written.
     """
     if not 1 <= chunk <= shard:
-        raise SpecError(f"chunk must be at least 1 row and shard at least chunk; found chunk={chunk} and shard={shard}.")
+        raise SpecError(
+            f"chunk must be at least 1 row and shard at least chunk; found chunk={chunk} and shard={shard}. "
+            "Leave both out for 512 and 32,768."
+        )
     if is_address(os.fspath(out)):
         raise CheckpointError(f"{os.fspath(out)!r} is an address; a store is written to this machine. Write it here, then copy the folder.")
     path = Path(out)
@@ -73,23 +75,16 @@ def convert(
         raise CheckpointError(f"{str(path)!r} exists. Choose another name, or pass overwrite=True to replace it.")
     source = open(inputs, x)
     order = np.random.default_rng([seed, 7]).permutation(source.n) if shuffle else np.arange(source.n)
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        fresh.mkdir(parents=True)
-        obs = _obs(source, order)
-        scattered = _scatter(source, order, fresh / "scattered")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of anndata and zarr, on what their next versions write
-            _write(fresh / "store", source, scattered, obs, var_of(inputs, source), shard, chunk, {"shuffled": shuffle, "seed": seed})
-        _swap(fresh / "store", path, fresh / "old")
-    except OSError as error:
-        free = shutil.disk_usage(path.absolute().parent).free if path.absolute().parent.exists() else 0
-        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror or error)
-        raise CheckpointError(
-            f"{str(path)!r} could not be written: {why}. {free:,} bytes are free there; nothing was left behind."
-        ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    obs, var = _obs(source, order), var_of(inputs, source)
+    with replacing(path) as part, writing(path):
+        scratch = part.with_suffix(".rows")
+        try:
+            scattered = _scatter(source, order, scratch)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of anndata and zarr, on what their next versions write
+                _write(part, source, scattered, obs, var, shard, chunk, {"shuffled": shuffle, "seed": seed})
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return path
 
 
@@ -242,16 +237,3 @@ def _obs(source: Source, order: Array) -> pd.DataFrame:
 def _distinct(names: Sequence[str]) -> list[str]:
     """Names of files that differ: repeated ones are numbered."""
     return [f"{name} ({k})" if names.count(name) > 1 else name for k, name in enumerate(names)]
-
-
-def _swap(fresh: Path, path: Path, old: Path) -> None:
-    """Put a complete folder in its place; what was there is there until then."""
-    if not path.exists():
-        os.rename(fresh, path)
-        return
-    os.rename(path, old)
-    try:
-        os.rename(fresh, path)
-    except OSError:
-        os.rename(old, path)
-        raise

@@ -33,9 +33,11 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, every: int | None, minutes: float | None, about: dict[str, Any], write: bool = True):
         if every is not None and every < 1:
-            raise CheckpointError(f"checkpoint_every needs a number of steps >= 1, or None; found {every}.")
+            raise CheckpointError(
+                f"checkpoint_every needs a number of steps >= 1, or None; found {every}. Leave it out for checkpoints by time only."
+            )
         if minutes is not None and not minutes > 0:
-            raise CheckpointError(f"checkpoint_minutes needs a number above 0, or None; found {minutes}.")
+            raise CheckpointError(f"checkpoint_minutes needs a number above 0, or None; found {minutes}. Leave it out for 10.")
         self.folder = folder
         self.every = every
         self.minutes = minutes
@@ -145,5 +147,7 @@ def faults_in(folder: Path) -> list[str]:
 def _facts(data: bytes) -> dict[str, Any]:
     found = parse(data, _FACTS)
     if not isinstance(found, dict) or not isinstance(found.get("about"), dict):
-        raise FormatError(f"{_FACTS} must hold the facts of a run under 'about'; found {type(found).__name__}.")
+        raise FormatError(
+            f"{_FACTS} must hold the facts of a run under 'about'; found {type(found).__name__}. Pass resume=False to begin anew."
+        )
     return found

@@ -1,4 +1,4 @@
-"""``curvature``, ``path``, ``show``, ``verify``, ``cite`` and ``demo``: what a run looks like, and everything once."""
+"""``curvature``, ``path``, ``show``, ``verify``, ``migrate``, ``cite`` and ``demo``: what a run looks like, and everything once."""
 
 from __future__ import annotations
 
@@ -106,6 +106,17 @@ def verify(
     from trifold.cli.verifying import verify_folder
 
     verify_folder(run, trust=trust or ())
+
+
+def migrate(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new run; else it replaces the old one, kept as NAME.previous.")] = None,
+) -> None:
+    """Rewrite a run folder of an earlier trifold in the format of this one."""
+    from trifold.cli.show import say
+    from trifold.migrating import migrate
+
+    say(f"Written to {migrate(run, out)}: weights and answers are the same.")
 
 
 def cite(run: Run, trust: Trust = None) -> None:
