@@ -4,8 +4,9 @@
     python benchmarks/fuzz.py --minutes 1 --target h5ad --first 1000
 
 Each target runs in forked processes, so that a segmentation fault, or memory without bound (RLIMIT_AS), is counted as a crash and the next
-seed goes on. Allowed outcomes: it works (finite, in order, inputs unchanged) or a TrifoldError. Prints executions, distinct errors (class
-and first words) and crashes; writes results/fuzz.csv; the exit status is 1 if anything else came, with an example that gives the seed.
+seed goes on; one that says nothing for a minute is ended and counted as a hang. Allowed outcomes: it works (finite, in order, inputs
+unchanged) or a TrifoldError. Prints executions, distinct errors (class and first words), crashes and hangs; writes results/fuzz.csv; the
+exit status is 1 if anything else came, with an example that gives the seed.
 """
 
 from __future__ import annotations
@@ -87,11 +88,11 @@ def main() -> None:
                 new, found = fuzz(task, time.monotonic() + 60 * asked.minutes * share / len(made), asked.first)
                 counts += new
                 examples = {**found, **examples}
-            crashes, bugs = (sum(n for k, n in bad(counts).items() if k.startswith(word)) for word in ("CRASH", "BUG"))
+            crashes, hangs, bugs = (sum(n for k, n in bad(counts).items() if k.startswith(word)) for word in ("CRASH", "HANG", "BUG"))
             worked = [k for k in counts if k.startswith("works")]
             refused, done = len(counts) - len(bad(counts)) - len(worked), sum(counts.values())
             print(f"{name}: {done} executions, {sum(counts[k] for k in worked)} worked, {refused} distinct errors of ours, ", end="")
-            print(f"{bugs} foreign, {crashes} crashes")
+            print(f"{bugs} foreign, {crashes} crashes, {hangs} hangs")
             for what, n in counts.most_common():
                 print(f"  {n:>8}  {what}")
                 rows.append({"target": name, "outcome": what, "executions": n})

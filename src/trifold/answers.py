@@ -272,5 +272,8 @@ class Answers(GeneAnswers):
 
 def _kept(value: Any) -> Any:
     if value is None:
-        raise FormatError("Rectified coordinates are fixed by fit, and this run was written by a trifold without them. Train it again.")
+        raise FormatError(
+            "rectified=True needs coordinates that fit keeps; this run was written by an older trifold, without them. "
+            "Train it again with fit(data), or leave rectified out."
+        )
     return value

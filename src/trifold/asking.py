@@ -116,5 +116,5 @@ class Asking(ABC):
         if block is None and BIOLOGY not in self.vae.prior.slices:
             return False
         if block != BIOLOGY:
-            raise SpecError(f"Rectified coordinates are those of the invariant block; found block={block!r}. Pass block='invariant'.")
+            raise SpecError(f"rectified=True is for the invariant block; found block={block!r}. Pass block='invariant'.")
         return True

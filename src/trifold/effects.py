@@ -127,7 +127,9 @@ def difference(
     import pandas as pd
 
     if samples < 1 or threshold < 0:
-        raise SpecError(f"difference needs samples >= 1 and threshold >= 0; found {samples} and {threshold}.")
+        raise SpecError(
+            f"difference needs samples >= 1 and threshold >= 0; found samples={samples} and threshold={threshold}. Pass samples=100."
+        )
     counts = vae.likelihood.kind == "counts"
     rng = np.random.default_rng([seed, 53])
     pairs = [rng.choice(group, size=samples) for group in (first, second)]

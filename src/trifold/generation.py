@@ -66,9 +66,12 @@ def covariates_of(
         FormatError: The run was written before combinations were kept.
     """
     if n < 1:
-        raise SpecError(f"sample needs n >= 1 cells; found {n}.")
+        raise SpecError(f"sample needs n >= 1 cells; found {n}. Pass n=1000.")
     if "combinations" not in card:
-        raise FormatError("sample draws covariates as in training, and this run was written by a trifold that kept none. Train it again.")
+        raise FormatError(
+            "sample needs the combinations of covariates that fit keeps; this run was written by an older trifold, without them. "
+            "Train it again with fit(data)."
+        )
     kept = card["combinations"]
     out = schema.under(pd.DataFrame(index=[f"sample_{i}" for i in range(n)]), given)
     wanted = dict.fromkeys(c.name for role in seen for c in schema.roles[role])
@@ -155,7 +158,9 @@ def library_sizes(card: Mapping[str, Any], n: int, size: float | None, seed: int
     """
     if size is not None:
         if not size > 0:
-            raise SpecError(f"size needs a library size above 0; found {size!r}. None draws those of training.")
+            raise SpecError(
+                f"size needs a library size above 0; found {size!r}. Pass size=10_000, or leave it out to draw those of training."
+            )
         return np.full(n, float(size))
     return np.random.default_rng([seed, 43]).choice(np.asarray(card["sizes"]), size=n)  # type: ignore[no-any-return]
 

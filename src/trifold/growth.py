@@ -165,7 +165,10 @@ def _rule(part: Any, growth: Growth) -> Rule:
     foreign = isinstance(part, Component) and not type(part).__module__.startswith("trifold.")
     told = {getattr(part, "role", None), *getattr(part, "roles", ())} if foreign else set()
     if told & set(growth.roles):
-        raise SpecError(f"map knows how to widen trifold's own components; {type(part).__name__} sees the role that grows. Train it anew.")
+        raise SpecError(
+            f"map can widen components of trifold only; {type(part).__name__}, which sees a role that grows, is not one. "
+            "Train a new model on all cells."
+        )
     return Rule()
 
 
@@ -232,7 +235,9 @@ def _(part: Predictor, growth: Growth) -> Rule:
 @_rule.register
 def _(part: Probe, growth: Growth) -> Rule:
     if part.within in growth:
-        raise SpecError(f"map cannot widen Probe(within={part.within!r}), which is told the role that grows. Leave the term out.")
+        raise SpecError(
+            f"map cannot widen Probe(within={part.within!r}), which is told the role that grows. Train the reference with within=None."
+        )
     return _classifier(part, growth, {})
 
 
@@ -257,7 +262,7 @@ def _classifier(part: Any, growth: Growth, given: Mapping[str, Any]) -> Rule:
 def _wider(network: MLP, axis: Axis, where: str) -> MLP:
     if network.first is None:
         raise SpecError(
-            f"map needs a hidden layer in the {where}, whose weights of new categories it can learn; found hidden=(). "
+            f"map needs a hidden layer in the {where}, to learn its weights of new categories; found hidden=(). "
             "Train the reference with one, or pass adapt=False if it is the posterior's."
         )
     late = [[int(axis.kept[k]) for k in group] for group in network.late]

@@ -32,8 +32,8 @@ def predictor_of(objective: Objective) -> Predictor:
         if role in found:
             return found[role]
     raise SpecError(
-        "classify needs a model that was trained to predict a label; this one was not. "
-        "Give the schema a role of two categories or more: invae(Schema.of(data, spurious=..., label=...)), or invariant=."
+        "classify needs a model that was trained to predict a label; this one was not. Train one with a role of two "
+        "categories or more: invae(Schema.of(data, spurious='batch', label='cell_type')), or invariant='cell_type'."
     )
 
 

@@ -55,7 +55,9 @@ def shares(card: Mapping[str, Any], role: str) -> Tensor:
     """
     if role not in card.get("counts", {}):
         raise FormatError(
-            f"The shares of the categories of {role!r} are kept by fit, and this run was written by a trifold without. Train it again."
+            f"To average over {role!r} needs the shares of its categories, which fit keeps; this run was written by an older trifold, "
+            "without "
+            "them. Train it again with fit(data)."
         )
     counts = torch.tensor(card["counts"][role], dtype=torch.float32)
     return counts / counts.sum() if counts.sum() > 0 else torch.full_like(counts, 1 / max(1, len(counts)))

@@ -18,7 +18,7 @@ from trifold.answers import Answers
 from trifold.cite import bibtex
 from trifold.core import VAE
 from trifold.data import Schema
-from trifold.errors import DeviceError, FormatError, SpecError, suggest
+from trifold.errors import COPY, DeviceError, FormatError, SpecError, suggest
 from trifold.fitting import Run, clear, fitted
 from trifold.geometry import Surface
 from trifold.provenance import card_of
@@ -124,7 +124,7 @@ class Model(Answers):
         if out is not None:
             store.check_writable(out)
         if resume and out is None:
-            raise SpecError("resume=True needs out=, the run folder beside which the checkpoints are.")
+            raise SpecError("resume=True needs out=, the run folder beside which the checkpoints are; found none. Pass out='run'.")
         given = {"epochs": epochs, "batch": batch, "lr": lr, "validation": validation, "patience": patience, "balance": balance}
         plan = self._plan(**given, precision=precision, compile=compile)
         folder = None if out is None else Path(out)
@@ -192,7 +192,7 @@ class Model(Answers):
         store.load_weights(self.network, parts["weights"])
         self.history = History.from_csv(parts["history"])
         if not isinstance(parts["card"], dict):
-            raise FormatError(f"card.json must hold the facts of the run; found {type(parts['card']).__name__}.")
+            raise FormatError(f"card.json must hold an object; found {type(parts['card']).__name__}. {COPY}")
         self.card = parts["card"] if "seen" in parts["card"] else {}  # one that was saved untrained is still untrained
         return self
 

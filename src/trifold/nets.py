@@ -149,7 +149,9 @@ class RowsLinear(nn.Module):
         rest: Tensor | None = self.bias
         if self.design is not None:
             if c is None:
-                raise SpecError(f"This layer needs covariates of width {self.design.shape[0]}; found none.")
+                raise SpecError(
+                    f"This layer needs covariates of width {self.design.shape[0]}; found none. Pass c [n, {self.design.shape[0]}]."
+                )
             for at in self.groups:
                 part, slope = (c, self.design) if at is None else (c[:, at], self.design[at])
                 rest = part @ slope if rest is None else torch.addmm(rest, part, slope)

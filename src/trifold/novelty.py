@@ -88,7 +88,10 @@ def table_of(values: np.ndarray, about: Mapping[str, Any] | None, index: Any) ->
     import pandas as pd
 
     if about is None:
-        raise FormatError("Novelty is measured against what fit keeps, and this run was written by a trifold without it. Train it again.")
+        raise FormatError(
+            "novelty needs distances of training cells, which fit keeps; this run was written by an older trifold, without them. "
+            "Train it again with fit(data)."
+        )
     distance, misfit = _values(values, about)
     p = [_farther(v, np.asarray(about[f"{name}_quantiles"])) for name, v in (("distance", distance), ("misfit", misfit))]
     return pd.DataFrame({"distance": distance, "misfit": misfit, "score": 1 - np.minimum(*p)}, index=index)

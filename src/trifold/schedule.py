@@ -93,7 +93,9 @@ def weight_now(weight: float | Schedule, progress: Progress) -> float:
 
 def _check_span(begin: float, end: float) -> None:
     if not 0 <= begin <= end <= 1:
-        raise SpecError(f"A schedule needs 0 <= begin <= end <= 1, as shares of training; found begin={begin}, end={end}.")
+        raise SpecError(
+            f"A schedule needs 0 <= begin <= end <= 1, as shares of training; found begin={begin}, end={end}. Pass begin=0.0, end=0.5."
+        )
 
 
 def _share(progress: Progress, begin: float, end: float) -> float:

@@ -96,7 +96,7 @@ def walk(vae: VAE, at: Batch, surface: Surface, a: Tensor, b: Tensor, *, kind: s
     if kind not in PATHS:
         raise SpecError(f"kind needs one of {', '.join(map(repr, PATHS))}; found {kind!r}.{suggest(kind, PATHS)}")
     if steps < 3:
-        raise SpecError(f"A path needs steps >= 3; found {steps}.")
+        raise SpecError(f"path needs steps >= 3; found {steps}. Pass steps=50.")
     line = straight(surface, a, b)
     short = geodesic(surface, a, b)
     z = (line if kind == "straight" else short).at(torch.linspace(0, 1, steps))[0]
@@ -136,12 +136,16 @@ def end_of(given: Any, latent: np.ndarray | None, obs: pd.DataFrame | None, d: i
     """
     if isinstance(given, Mapping):
         if latent is None or obs is None:
-            raise SpecError(f"{name}={dict(given)!r} selects cells, but there are none to select from. Pass data=adata, or a point [{d}].")
+            raise SpecError(
+                f"{name}={dict(given)!r} selects cells, but there are none to select from. "
+                f"Pass data=adata, or a latent point of {d} numbers."
+            )
         chosen = splits.some(obs, given, named=f"{name}=")
         return torch.from_numpy(latent[chosen].mean(0, keepdims=True))
     point = torch.as_tensor(np.asarray(given), dtype=torch.float32).reshape(1, -1)
     if point.shape[1] != d:
         raise ShapeError(
-            f"{name} needs a latent point of {d} dimensions, or a selection of cells such as {{'tissue': 'Lung'}}; found {point.shape[1]}."
+            f"{name} needs a latent point of {d} dimensions, or a selection of cells such as {{'tissue': 'Lung'}}; found {point.shape[1]} "
+            "numbers."
         )
     return point

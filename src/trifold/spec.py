@@ -12,10 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trifold.errors import FormatError, SpecError, TrifoldError, suggest
+from trifold.errors import COPY, FormatError, SpecError, TrifoldError, suggest
 
 _KEY = "class"
 _DEEPEST = 50  # levels of nesting; those of our own components are under ten
+_OTHER = "Another version wrote it, or it was edited: load it with the version of trifold that card.json names, or copy the run again."
 
 
 class Component:
@@ -34,25 +35,32 @@ def to_spec(value: Any) -> Any:
     Raises:
         SpecError: An argument is not kept under its own name, or is neither plain data nor a component.
     """
+    return _plain(value, "A specification")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """As :func:`to_spec`; messages name the argument, ``"Ramp(end=)"``."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise SpecError(f"A specification needs finite numbers; found {value}.")
+            raise SpecError(f"{where} needs a finite number; found {value}. Pass one.")
         return value
     if isinstance(value, Component):
-        return {_KEY: _path_of(type(value)), **{name: to_spec(_kept(value, name)) for name in arguments(type(value))}}
+        kind = type(value)
+        given = {name: _plain(_kept(value, name), f"{kind.__name__}({name}=)") for name in arguments(kind)}
+        return {_KEY: _path_of(kind), **given}
     if isinstance(value, Mapping):
         bad = [k for k in value if not isinstance(k, str) or k == _KEY]
         if bad:
-            raise SpecError(f"A mapping in a specification needs string keys other than {_KEY!r}; found {bad[0]!r}.")
-        return {k: to_spec(v) for k, v in value.items()}
+            raise SpecError(f"{where} needs keys that are text, and not {_KEY!r}; found the key {bad[0]!r}. Rename it.")
+        return {k: _plain(v, f"{where}[{k!r}]") for k, v in value.items()}
     if isinstance(value, Sequence):
-        return [to_spec(v) for v in value]
+        return [_plain(v, where) for v in value]
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        return to_spec(value.item())
+        return _plain(value.item(), where)
     raise SpecError(
-        f"A component's argument must be plain data or a component; found {type(value).__name__}. "
+        f"{where} needs plain data or a component; found {type(value).__name__}. "
         "Pass numbers, text, lists, dictionaries, or an object whose class derives from trifold.spec.Component."
     )
 
@@ -75,20 +83,20 @@ def from_spec(spec: Any, *, trust: Sequence[str] = ()) -> Any:
 
 def _built(spec: Any, trust: Sequence[str], depth: int) -> Any:
     if depth > _DEEPEST:
-        raise FormatError(f"A specification is nested at most {_DEEPEST} levels deep; this one is deeper.")
+        raise FormatError(f"A specification is nested at most {_DEEPEST} levels deep; this one is deeper. {COPY}")
     if isinstance(spec, Mapping) and _KEY in spec:
         cls = _class_at(spec[_KEY], trust)
         given = {k: _built(v, trust, depth + 1) for k, v in spec.items() if k != _KEY}
         known = arguments(cls)
         for name in given:
             if name not in known:
-                raise FormatError(f"{cls.__name__} has no argument {name!r}.{suggest(name, known)} It has: {', '.join(known)}.")
+                raise FormatError(f"{cls.__name__} has no argument {name!r}.{suggest(name, known)} It has: {', '.join(known)}. {_OTHER}")
         try:
             return cls(**given)
         except TrifoldError:
             raise
         except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError, MemoryError) as error:
-            raise FormatError(f"{cls.__name__} cannot be built from the saved specification: {error}.") from error
+            raise FormatError(f"{cls.__name__} cannot be built from the saved specification: {error}. {_OTHER}") from error
     if isinstance(spec, Mapping):
         return {k: _built(v, trust, depth + 1) for k, v in spec.items()}
     if isinstance(spec, list):
@@ -104,7 +112,10 @@ def arguments(cls: type) -> list[str]:
     parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]  # type: ignore[misc]
     travelling = [p for p in parameters if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     if travelling:
-        raise SpecError(f"{cls.__name__}.__init__ must name every argument; found *{travelling[0].name}.")
+        raise SpecError(
+            f"{cls.__name__}.__init__ must name every argument; found *{travelling[0].name}. "
+            "Write them out, and keep each as an attribute of its name."
+        )
     return [p.name for p in parameters]
 
 
@@ -122,7 +133,7 @@ def _path_of(cls: type) -> str:
 
 def _class_at(path: Any, trust: Sequence[str]) -> type:
     if not isinstance(path, str) or path.count(":") != 1:
-        raise FormatError(f"A class is named as 'package.module:Class'; found {path!r}.")
+        raise FormatError(f"A class is named as 'package.module:Class'; found {path!r}. {COPY}")
     module, name = path.split(":")
     ours = module == "trifold" or module.startswith("trifold.")
     trusted = any(path == t or module == t or module.startswith(f"{t}.") for t in trust)
@@ -134,7 +145,10 @@ def _class_at(path: Any, trust: Sequence[str]) -> type:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise FormatError(f"The saved model names the class {path!r}, which cannot be imported: {error}.") from error
+        fix = _OTHER if ours else "Install its package, or add its folder to PYTHONPATH."
+        raise FormatError(f"The saved model names the class {path!r}, which cannot be imported: {error}. {fix}") from error
     if not (inspect.isclass(cls) and issubclass(cls, Component) and (cls.__module__ == module or trusted)):
-        raise FormatError(f"{path!r} is not a component of trifold.")
+        raise FormatError(
+            f"{path!r} is not a component, a class that derives from trifold.spec.Component and is defined in that module. {_OTHER}"
+        )
     return cls

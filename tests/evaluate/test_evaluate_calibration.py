@@ -94,9 +94,9 @@ def test_a_probability_of_zero_costs_as_much_as_the_floor():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"classes": ["a"]}, r"found shape \(3, 2\) and 1 classes"),
+        ({"classes": ["a"]}, r"found shape \(3, 2\), 1 classes"),
         ({"classes": ["a", "a"]}, "1 different"),
-        ({"truth": ["a", "b"]}, "one row of truth for each of 3 cells"),
+        ({"truth": ["a", "b"]}, "truth needs one row for each of 3 cells"),
         ({"truth": ["a", None, "b"]}, "1 of 3 are missing"),
         ({"probability": np.array([[0.5, 0.5], [2.0, 1.0], [0.1, 0.9]])}, "row 1 with the sum 3. Pass the softmax"),
         ({"probability": np.array([[1.5, -0.5]] * 3)}, "smallest of -0.5"),

@@ -144,8 +144,8 @@ def test_cells_of_unknown_fate_are_neither_scored_nor_vote_and_the_reference_is_
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"fates": ["neu"]}, "one row of fates for each of 300"),
-        ({"clones": [1, 2]}, "one row of clones"),
+        ({"fates": ["neu"]}, "fates needs one row for each of 300"),
+        ({"clones": [1, 2]}, "clones needs one row"),
         ({"query": np.ones(300)}, "query needs one boolean"),
         ({"reference": np.ones(3, dtype=bool)}, "reference needs one boolean"),
         ({"clones": [None] * 300}, "120 have none"),

@@ -184,15 +184,15 @@ def test_many_cells_are_drawn_by_seed_and_the_global_generators_are_left_as_foun
     [
         ({"batch": "btach"}, "Did you mean 'batch'"),
         ({"label": "cell"}, "It has: batch, type"),
-        ({"label": "batch"}, "in two of 'batch' or more is needed"),
+        ({"label": "batch"}, "in two of 'batch' or more; found each"),
         ({"metrics": "all"}, "Pass metrics='light'"),
         ({"where": np.arange(60)}, "boolean mask of 60 cells; found int64"),
-        ({"where": np.zeros(60, dtype=bool)}, "found none in 0 scored cells"),
-        ({"before": np.ones((59, 2))}, "one row of before for each of 60 cells"),
-        ({"latents": {"mine": np.ones((50, 2))}}, "one row of mine"),
+        ({"where": np.zeros(60, dtype=bool)}, "'batch' has none in 0 scored cells"),
+        ({"before": np.ones((59, 2))}, "before needs one row for each of 60 cells"),
+        ({"latents": {"mine": np.ones((50, 2))}}, "mine needs one row"),
         ({"latents": {"mine": np.full((60, 2), np.nan)}}, "120 are NaN"),
         ({"latents": {"noise": np.ones((60, 2))}}, "Rename them, or pass controls=False"),
-        ({"latents": {}, "controls": False}, "one latent or more is needed"),
+        ({"latents": {}, "controls": False}, "latents needs one latent or more"),
     ],
 )
 def test_what_cannot_be_scored_is_named(change, words):
@@ -215,7 +215,7 @@ def test_without_scib_metrics_the_error_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(scib, "import_module", absent)
     z, _, _, obs = study(120)
-    with pytest.raises(EvaluationError, match=r'pip install "trifold\[integration\]"'):
+    with pytest.raises(EvaluationError, match=r"pip install 'trifold\[integration\]'"):
         integration({"z": z}, obs, before=z, metrics="scib", **NAMES)
 
 

@@ -100,14 +100,14 @@ def test_few_other_classes_have_no_rank_and_errors_have_a_ratio():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"target": "F"}, "two cells or more of 'F' are needed; found 0"),
-        ({"left": np.zeros((200, 2))}, "need as many coordinates; found 3 and 2"),
+        ({"target": "F"}, "target='F' needs two cells or more; found 0"),
+        ({"left": np.zeros((200, 2))}, "the same number of coordinates; found 3 and 2"),
         ({"left": np.zeros((200, 3))}, "found all in one place"),
-        ({"left": np.zeros((199, 3))}, "one row of left for each of 200"),
-        ({"labels": ["A", "B"]}, "one row of labels"),
-        ({"data": np.zeros((3, 3))}, "one row of data"),
+        ({"left": np.zeros((199, 3))}, "left needs one row for each of 200"),
+        ({"labels": ["A", "B"]}, "labels needs one row"),
+        ({"data": np.zeros((3, 3))}, "data needs one row"),
         ({"k": 161}, "161 cells of other classes"),
-        ({"k": 0}, "k of 1 or more"),
+        ({"k": 0}, "k must be at least 1.* Pass k=15"),
         ({"error": (1.0, 0.0)}, "seen above zero"),
         ({"error": (np.nan, 1.0)}, "seen above zero"),
         ({"seen": np.where(np.repeat(list("ABCDE"), 40)[:, None] == "A", 0.0, cells()[0])}, "cells of 'A' that differ"),
@@ -187,7 +187,7 @@ def test_a_class_of_one_cell_is_left_alone_aloud_and_a_wrong_name_is_refused():
     for changed, message in (
         ({"column": "tpye"}, "Did you mean 'type'"),
         ({"classes": ["Z"]}, "has no 'Z'"),
-        ({"classes": ["alone"]}, "two cells or more of 'alone'"),
+        ({"classes": ["alone"]}, "'alone' needs two cells or more"),
         ({"classes": []}, "one to leave out"),
         ({"seeds": ()}, "one seed or more"),
     ):
@@ -196,7 +196,7 @@ def test_a_class_of_one_cell_is_left_alone_aloud_and_a_wrong_name_is_refused():
             leave_classes_out(PCA, data, given.pop("column"), **given)
 
 
-@pytest.mark.parametrize(("name", "message"), [("latent", "one row of latent for each of 60"), ("reconstruct", "must give shape")])
+@pytest.mark.parametrize(("name", "message"), [("latent", "latent needs one row for each of 60"), ("reconstruct", "must give shape")])
 def test_an_embedding_of_the_wrong_shape_is_refused(name, message):
     wrong = type("Wrong", (PCA,), {name: lambda self, adata: adata.X[:5, :3]})
     with pytest.raises(EvaluationError, match=message):

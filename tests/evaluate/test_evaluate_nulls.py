@@ -79,7 +79,7 @@ def test_clipping_puts_negative_values_to_zero_and_leaves_others(name):
 @pytest.mark.parametrize("name", list(NULLS))
 def test_every_null_refuses_to_see_the_cells_that_it_predicts(name):
     leaky = {**NAMES, "conditions": ["s", "t", *CONDITIONS[2:]]}
-    with pytest.raises(EvaluationError, match="found 1 of these"):
+    with pytest.raises(EvaluationError, match="found 1 such"):
         NULLS[name](X, GROUPS, **leaky)
 
 

@@ -124,13 +124,13 @@ def test_the_condition_number_is_the_median_ratio_of_eigenvalues():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"data": np.zeros((119, 3))}, "one row of data for each of 120 cells"),
-        ({"labels": ["a"] * 7}, "one row of labels"),
+        ({"data": np.zeros((119, 3))}, "data needs one row for each of 120 cells"),
+        ({"labels": ["a"] * 7}, "labels needs one row"),
         ({"k": 60}, "under half of the 120 cells"),
         ({"k": 0}, "found 0"),
-        ({"pairs": 0}, "one pair"),
+        ({"pairs": 0}, "pairs must be at least 1"),
         ({"data": sp.csr_matrix(np.full((120, 3), np.nan))}, "360 stored ones are NaN"),
-        ({"latent": np.full((120, 3), np.inf)}, "finite values are needed"),
+        ({"latent": np.full((120, 3), np.inf)}, "Finite values are needed"),
         ({"decode": lambda p: p[0]}, "one row of finite values per point"),
         ({"decode": lambda p: p * np.nan}, "not all finite"),
     ],

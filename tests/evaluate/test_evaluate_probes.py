@@ -127,12 +127,12 @@ def test_the_draw_of_cells_and_all_scores_are_repeated_by_seed_and_nothing_globa
         ({"latents": {}}, "found 0 and columns="),
         ({"within": "kind"}, "no column 'kind'"),
         ({"columns": ["same"]}, "'same' has 1 in these cells"),
-        ({"folds": 1}, "folds from 2"),
-        ({"latents": {"mine": np.ones((9, 2))}}, "one row of mine for each of 40 cells"),
+        ({"folds": 1}, "folds must lie in 2 to the 40"),
+        ({"latents": {"mine": np.ones((9, 2))}}, "mine needs one row for each of 40 cells"),
         ({"test": np.ones(40, dtype=bool)}, "found 0 and 40"),
         ({"train": np.ones(40, dtype=bool), "test": np.ones(40, dtype=bool)}, "40 in both. Pass test=~train"),
         ({"train": np.arange(40)}, "train must be a boolean mask of 40 cells"),
-        ({"train": np.arange(40) % 2 == 0}, "training cells with two values of 'batch'"),
+        ({"train": np.arange(40) % 2 == 0}, "Training cells need two values of 'batch'"),
     ],
 )
 def test_what_cannot_be_probed_is_named(change, words):
@@ -142,5 +142,5 @@ def test_what_cannot_be_probed_is_named(change, words):
 
 
 def test_leakage_asks_for_the_table_of_probes():
-    with pytest.raises(EvaluationError, match="found no latent, column"):
+    with pytest.raises(EvaluationError, match="found no column latent, column"):
         leakage(pd.DataFrame({"probe": ["linear"]}))

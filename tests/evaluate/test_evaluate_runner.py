@@ -196,11 +196,11 @@ def test_predictions_of_the_wrong_form_are_refused_by_name(answer, message):
     [
         ({"group": "tpye"}, "Did you mean 'type'"),
         ({"target": "drugs"}, "Did you mean 'drug'"),
-        ({"target": "control"}, "two conditions"),
+        ({"target": "control"}, "source and target must differ"),
         ({"groups": ["Z"]}, "has no 'Z'"),
-        ({"seeds": ()}, "one seed"),
+        ({"seeds": ()}, "seeds and target need one value"),
         ({"layer": "counts"}, "layer 'counts'"),
-        ({"n_top_genes": 0}, "one gene or more"),
+        ({"n_top_genes": 0}, "must be at least 1; found 0. Pass n_top_genes=2000"),
         ({"kind": "count"}, "kind must be"),
     ],
 )

@@ -174,7 +174,7 @@ def mutated(value: Any, rng: random.Random) -> Any:
 def in_child(task: Callable[[int], list[Outcome]], start: int, *, until: float) -> tuple[int, Counter[str], dict[str, str]]:
     """Run ``task(seed)`` for seeds from ``start`` on in a forked process, until a time, and count the outcomes.
 
-    A child that dies, or says nothing for a minute, counts as one crash with the seed that it was at.
+    A child that dies counts as one crash, one that says nothing for a minute is ended and counts as one hang, with the seed that it was at.
 
     Args:
         task: Gives the outcomes of one seed.
@@ -192,7 +192,7 @@ def in_child(task: Callable[[int], list[Outcome]], start: int, *, until: float) 
         child = os.fork()
         if child == 0:
             _work(task, start, until, log)
-        status, size, heard = None, 0, time.monotonic()
+        status, size, heard, hung = None, 0, time.monotonic(), False
         while status is None:
             done, code = os.waitpid(child, os.WNOHANG)
             status = code if done else None
@@ -200,6 +200,7 @@ def in_child(task: Callable[[int], list[Outcome]], start: int, *, until: float) 
             if now != size:
                 size, heard = now, time.monotonic()
             if status is None and time.monotonic() - heard > SILENCE:
+                hung = True
                 os.kill(child, signal.SIGKILL)
                 status = os.waitpid(child, 0)[1]
             time.sleep(0.02)
@@ -214,8 +215,9 @@ def in_child(task: Callable[[int], list[Outcome]], start: int, *, until: float) 
                 examples.setdefault(what, f"seed {seed}\n{where}")
         if not finished:
             end = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
-            counts[f"CRASH: {end}"] += 1
-            examples[f"CRASH: {end}"] = f"seed {seed}"
+            what = "HANG" if hung else f"CRASH: {end}"
+            counts[what] += 1
+            examples[what] = f"seed {seed}"
         return seed + 1, counts, examples
 
 
@@ -236,4 +238,4 @@ def _work(task: Callable[[int], list[Outcome]], start: int, until: float, log: P
 
 def bad(counts: Counter[str]) -> dict[str, int]:
     """The outcomes that are not allowed."""
-    return {k: v for k, v in counts.items() if k.startswith(("BUG", "CRASH"))}
+    return {k: v for k, v in counts.items() if k.startswith(("BUG", "CRASH", "HANG"))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+import harness
 import pytest
 from harness import bad, in_child, seconds
 from targets import agree_and_load, load_damaged, read_h5ad, read_odd_h5ad, read_zarr
@@ -53,3 +54,17 @@ def test_a_crash_of_a_child_and_a_foreign_error_are_seen():
     assert (after, counts["works"], counts["CRASH: signal 6"]) == (3, 2, 1)
     assert examples["CRASH: signal 6"] == "seed 2"
     assert bad(counts) == {"CRASH: signal 6": 1}
+
+
+def test_a_child_that_hangs_is_ended_and_seen(monkeypatch):
+    monkeypatch.setattr(harness, "SILENCE", 0.3)
+
+    def hang(seed: int) -> list[tuple[str, str]]:
+        while seed == 1:
+            pass
+        return [("works", "")]
+
+    after, counts, examples = in_child(hang, 0, until=time.monotonic() + 5)
+    assert (after, counts["works"], counts["HANG"]) == (2, 1, 1)
+    assert examples["HANG"] == "seed 1"
+    assert bad(counts) == {"HANG": 1}

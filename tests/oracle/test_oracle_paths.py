@@ -252,7 +252,7 @@ def test_the_signature_of_counts_is_of_the_log_rate_less_its_mean_over_genes():
 
 
 def test_signatures_that_do_not_fit_are_refused():
-    with pytest.raises(ShapeError, match="one direction per map"):
+    with pytest.raises(ShapeError, match="one direction for each map"):
         signature([sphere, sphere], [points(2)], [points(2)])
     with pytest.raises(ShapeError, match=r"\(2,\)"):
         signature(sphere, points(2), torch.zeros(3))

@@ -31,7 +31,7 @@ def read_config(path: Path | None) -> Tables:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{str(path)!r} must be TOML; it is not: {error}.") from None
+        raise SpecError(f"{str(path)!r} must be TOML; found: {error}. Write tables and keys: [fit], and below it epochs = 20.") from None
     for name, value in found.items():
         _require_table(name, f"{str(path)!r}")
         if not isinstance(value, dict):
@@ -55,7 +55,9 @@ def override(tables: Tables, given: Sequence[str] | None) -> None:
         for name in names[1:-1]:
             inner = here.setdefault(name, {})
             if not isinstance(inner, dict):
-                raise SpecError(f"--set {path.strip()} needs a table {name!r}; found {inner!r}.")
+                raise SpecError(
+                    f"--set {path.strip()} needs a table [{names[0]}.{name}]; found {name} = {inner!r}. Write that table in the file."
+                )
             here = inner
         here[names[-1]] = _value(value.strip())
 

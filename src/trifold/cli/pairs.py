@@ -72,7 +72,7 @@ def policies(given: Sequence[str] | None) -> str | dict[str, str]:
     found = pairs(given, option="--unknown", example="spurious=zero")
     twice = next((role for role, values in found.items() if len(values) > 1), None)
     if twice is not None:
-        raise SpecError(f"--unknown needs one policy for each role; found {twice}={' and '.join(found[twice])}.")
+        raise SpecError(f"--unknown needs one policy for each role; found {twice}={' and '.join(found[twice])}. Leave one out.")
     return {role: values[0] for role, values in found.items()}
 
 

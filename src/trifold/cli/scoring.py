@@ -233,7 +233,8 @@ def _start(obs: pd.DataFrame, columns: Sequence[str], condition: Any, held: Any,
             f"Pass --source {columns[0]}={(others or ['control'])[0]}."
         )
     if sorted(chosen) != sorted(columns) or any(len(v) != 1 for v in chosen.values()):
-        raise SpecError(f"--source needs one value for each of {listing(columns)}; found {listing(given) or 'none'}.")
+        wanted = " ".join(f"--source {c}=VALUE" for c in columns)
+        raise SpecError(f"--source needs one value for each of {listing(columns)}; found {listing(given) or 'none'}. Pass {wanted}.")
     splits.matching(obs, {c: v[0] for c, v in chosen.items()})
     return " / ".join(str(chosen[c][0]) for c in columns)
 

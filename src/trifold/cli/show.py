@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from trifold.cli.advice import typed
 from trifold.errors import Interrupted, TrifoldError, TrifoldWarning, listing
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def readable(command: Command) -> Command:
             with notices():
                 return command(*args, **kwargs)
         except TrifoldError as error:
-            _say(f"[bold red]{type(error).__name__}[/]: ", str(error))
+            _say(f"[bold red]{type(error).__name__}[/]: ", str(error) + typed(str(error), command))
             raise typer.Exit(128 + error.signal if isinstance(error, Interrupted) else 1) from None
 
     return run  # type: ignore[return-value]

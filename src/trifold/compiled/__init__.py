@@ -37,7 +37,7 @@ def kernels_wanted() -> bool:
     """
     asked = os.environ.get("TRIFOLD_KERNELS", "auto")
     if asked not in ("auto", "plain"):
-        raise SpecError(f"TRIFOLD_KERNELS needs 'auto' or 'plain'; found {asked!r}.")
+        raise SpecError(f"The environment variable TRIFOLD_KERNELS needs 'auto' or 'plain'; found {asked!r}. Unset it for 'auto'.")
     return asked == "auto" and not _plain.get()
 
 

@@ -21,7 +21,10 @@ def joined(batch: Batch, roles: Sequence[str]) -> Tensor | None:
         return None
     missing = [r for r in roles if r not in batch.design]
     if missing:
-        raise ShapeError(f"The model needs the role {missing[0]!r} in each batch; found {', '.join(batch.design) or 'none'}.")
+        raise ShapeError(
+            f"The model needs the role {missing[0]!r} in each batch; found {', '.join(batch.design) or 'none'}. "
+            "Make batches with Cells(data, model.schema).batch(index)."
+        )
     return batch.design[roles[0]] if len(roles) == 1 else torch.cat([batch.design[r] for r in roles], 1)
 
 
@@ -32,6 +35,9 @@ def row_of(batch: Batch, role: str, categories: int) -> Tensor:
         ShapeError: The batch lacks the role.
     """
     if role not in batch.code:
-        raise ShapeError(f"The model needs the role {role!r} in each batch; found {', '.join(batch.code) or 'none'}.")
+        raise ShapeError(
+            f"The model needs the role {role!r} in each batch; found {', '.join(batch.code) or 'none'}. "
+            "Make batches with Cells(data, model.schema).batch(index)."
+        )
     code = batch.code[role]
     return torch.where(code < 0, torch.full_like(code, categories), code)

@@ -33,9 +33,14 @@ class BlockPosterior(Component, nn.Module):
         super().__init__()
         for name, part in blocks.items():
             if not isinstance(part, Posterior):
-                raise SpecError(f"BlockPosterior needs a Posterior as {name!r}; found {type(part).__name__}.")
+                raise SpecError(
+                    f"BlockPosterior needs a Posterior as {name!r}; found {type(part).__name__}. "
+                    "Pass BlockPosterior({{name!r}: Posterior(...)})."
+                )
         if not blocks:
-            raise SpecError("BlockPosterior needs at least one named posterior; found none.")
+            raise SpecError(
+                "BlockPosterior needs at least one named posterior; found none. Pass BlockPosterior({'shared': Posterior(...)})."
+            )
         self._blocks = nn.ModuleDict(blocks)
         self.latent = sum(part.latent for part in blocks.values())
 

@@ -60,9 +60,9 @@ class Posterior(Component, nn.Module):
     ):
         super().__init__()
         if not 0 <= hidden_share <= 1:
-            raise SpecError(f"hidden_share needs a share of the cells in [0, 1]; found {hidden_share}.")
+            raise SpecError(f"hidden_share needs a share of the cells in [0, 1]; found {hidden_share}. Pass 0 for none.")
         if not 0 <= blind < 1:
-            raise SpecError(f"blind needs a share of the genes in [0, 1); found {blind}.")
+            raise SpecError(f"blind needs a share of the genes in [0, 1); found {blind}. Pass 0 for none.")
         if transform not in TRANSFORMS:
             raise SpecError(
                 f"transform needs one of {', '.join(map(repr, TRANSFORMS))}; found {transform!r}.{suggest(transform, TRANSFORMS)}"

@@ -45,9 +45,9 @@ class VAE(Component, nn.Module):
         }
         for name, (part, kind) in kinds.items():
             if not isinstance(part, kind):
-                raise SpecError(f"VAE needs a {kind.__name__} as its {name}; found {type(part).__name__}.")
+                raise SpecError(f"VAE needs a {kind.__name__} as its {name}; found {type(part).__name__}. Pass one of trifold.core.")
         if refine < 0:
-            raise SpecError(f"VAE needs refine >= 0 steps; found {refine}.")
+            raise SpecError(f"VAE needs refine >= 0 steps; found {refine}. Pass refine=0 for none.")
         self.posterior = posterior
         self.prior = prior
         self.decoder = decoder
@@ -111,7 +111,11 @@ class _Still:
         batch = self.batch
         if batch.n != len(z):
             if batch.n != 1:
-                raise ShapeError(f"This surface holds the covariates of {batch.n} cells, one a point; found {len(z)} points.")
+                raise ShapeError(
+                    f"This surface holds the covariates of {batch.n} cells, one a point; found {len(z)} points. "
+                    "Pass one point for each cell, "
+                    "or take model.surface(), whose covariates are the same everywhere."
+                )
             batch = batch.bare(torch.zeros(len(z), dtype=torch.int64, device=z.device))
         try:
             return self.decoder(z, batch)  # type: ignore[no-any-return]

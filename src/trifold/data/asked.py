@@ -51,7 +51,8 @@ def refuse_idle(unlabelled: Sequence[Value], asked: Mapping[str, Sequence[str]])
     if unlabelled and not any(role in asked for role in PARTIAL):
         raise SchemaError(
             f"unlabelled={listing(map(repr, unlabelled))} is for the columns of invariant and label; neither is asked for. "
-            f"Asked for: {'; '.join(f'{r}: {listing(ns)}' for r, ns in asked.items()) or 'no role'}. Leave it out, or pass label=."
+            f"Asked for: {'; '.join(f'{r}: {listing(ns)}' for r, ns in asked.items()) or 'no role'}. "
+            "Leave it out, or pass label=<column of obs>."
         )
 
 

@@ -78,7 +78,9 @@ class Cells:
             notices.append(f"{gone} and are left out: rows {listing(found.empty_cells)}.")
             warnings.warn(notices[-1], TrifoldWarning, stacklevel=2)
             if not len(kept):
-                raise DataError(f"{found.where} has no count in any of its {aligned.n} cells. Check x=.")
+                raise DataError(
+                    f"{found.where} must hold counts in some cell; none of its {aligned.n} cells has any. Pass x=<layer with counts>."
+                )
         whole = len(kept) == aligned.n
         self.schema, self.kept = schema, kept
         self.obs: pd.DataFrame = opened.obs if whole else opened.obs.iloc[kept]
@@ -232,7 +234,8 @@ def encode(
     """
     if tuple(rows.shape) != (len(obs), len(schema.genes)):
         raise DataError(
-            f"rows must have the shape {(len(obs), len(schema.genes))} (cells, genes of the schema); found {tuple(rows.shape)}."
+            f"rows must have the shape {(len(obs), len(schema.genes))}, rows of obs x genes of the schema; found {tuple(rows.shape)}. "
+            "Pass the obs of these rows, and the columns in the order of schema.genes."
         )
     block: Any = rows.tocsr() if sp.issparse(rows) else np.asarray(rows)
     if sp.issparse(block) and not block.has_canonical_format:

@@ -224,7 +224,10 @@ def require_names(source: Source) -> None:
     """Refuse data without cells or genes, and genes whose names repeat; warn of cells whose names repeat."""
     for axis, size in (("cells", source.n), ("genes", len(source.genes))):
         if size == 0:
-            raise DataError(f"{source.where} must have at least one cell and one gene; found no {axis}: {source.n} x {len(source.genes)}.")
+            raise DataError(
+                f"{source.where} must have at least one cell and one gene; found no {axis}: {source.n} x {len(source.genes)}. "
+                "Look at what the data were subset by."
+            )
     again = repeated(source.genes)
     if again:
         raise DataError(

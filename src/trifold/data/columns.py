@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from trifold.data.matrix import Array
-from trifold.errors import FormatError, SchemaError, listing, suggest
+from trifold.errors import COPY, FormatError, SchemaError, listing, suggest
 
 Value = str | int | bool | float
 PARTIAL = ("invariant", "label")  # roles whose columns may hold values that mean "not known"
@@ -152,7 +152,8 @@ def numbers(series: pd.Series, column: Number, *, role: str, unknown: str, unlab
     """
     if not (is_number(series) or pd.api.types.is_bool_dtype(series.dtype)):
         raise SchemaError(
-            f"obs[{column.name!r}] ({role}) must hold numbers, as in training; found dtype {series.dtype}. Convert it with .astype(float)."
+            f"obs[{column.name!r}] ({role}) must hold numbers, as in training; found dtype {series.dtype}. "
+            f"Convert it: adata.obs[{column.name!r}] = adata.obs[{column.name!r}].astype(float)."
         )
     values = _floats(series)
     bad = ~np.isfinite(values)
@@ -209,22 +210,21 @@ def from_spec(spec: Any) -> Column:
     kinds = {"number": {"type", "name", "mean", "scale"}, "category": {"type", "name", "values", "unused"}}
     kind = spec.get("type") if isinstance(spec, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
-        raise FormatError(f"A column of a schema has the type 'category' or 'number'; found {kind!r}.")
-    require_keys(spec, kinds[kind], f"column {spec.get('name')!r}")
+        raise FormatError(f"A column of a schema has the type 'category' or 'number'; found {kind!r}. {COPY}")
+    require_keys(spec, kinds[kind], f"Column {spec.get('name')!r} of a schema")
     if not isinstance(spec["name"], str):
-        raise FormatError(f"A column's name must be text; found {spec['name']!r}.")
+        raise FormatError(f"The name of a column of a schema must be text; found {spec['name']!r}. {COPY}")
     if kind == "number":
         for part in ("mean", "scale"):
             if not _is_float(spec[part]) or (part == "scale" and spec[part] <= 0):
-                raise FormatError(
-                    f"{part} of column {spec['name']!r} must be a finite number{' above 0' * (part == 'scale')}; found {spec[part]!r}."
-                )
+                above = " above 0" * (part == "scale")
+                raise FormatError(f"{part} of column {spec['name']!r} must be a finite number{above}; found {spec[part]!r}. {COPY}")
         return Number(spec["name"], float(spec["mean"]), float(spec["scale"]))
     for part in ("values", "unused"):
         if not isinstance(spec[part], list) or not all(is_plain(v) for v in spec[part]):
-            raise FormatError(f"{part} of column {spec['name']!r} must be a list of text, finite numbers or booleans.")
+            raise FormatError(f"{part} of column {spec['name']!r} must be a list of text, finite numbers or booleans. {COPY}")
     if len({key(v) for v in spec["values"]}) != len(spec["values"]):
-        raise FormatError(f"values of column {spec['name']!r} must differ from one another.")
+        raise FormatError(f"values of column {spec['name']!r} must differ from one another. {COPY}")
     return Category(spec["name"], tuple(spec["values"]), tuple(spec["unused"]))
 
 
@@ -232,10 +232,11 @@ def require_keys(spec: dict[str, Any], known: set[str], what: str, *, later: Seq
     """Refuse a dictionary whose keys are not exactly the known ones; those that came with later versions may be absent."""
     for key in spec:
         if key not in known:
-            raise FormatError(f"{what} has the unknown key {key!r}.{suggest(key, known)} Known: {', '.join(sorted(known))}.")
+            near = suggest(key, known)
+            raise FormatError(f"{what} has the unknown key {key!r}.{near} Known: {', '.join(sorted(known))}. {COPY}")
     for key in sorted(known):
         if key not in spec and key not in later:
-            raise FormatError(f"{what} lacks the key {key!r}. The file is incomplete or of another version.")
+            raise FormatError(f"{what} lacks the key {key!r}. The file is incomplete or of another version. {COPY}")
 
 
 def is_plain(value: Any) -> bool:

@@ -43,7 +43,7 @@ def require_column(obs: pd.DataFrame, name: str, *, role: str, other: Mapping[st
             f"{role}={name!r} needs a column of obs, but these data have none. Pass obs=<DataFrame with {name!r}>, or AnnData."
         )
     place = next((k for k, keys in (other or {}).items() if name in keys), None)
-    hint = f" There is one in {place}: copy a column of it to obs." if place else suggest(name, have)
+    hint = f" There is one in {place}: copy it, or a column of it, to obs." if place else suggest(name, have)
     raise SchemaError(f"obs has no column {name!r} ({role}).{hint} It has: {listing(have, 10)}.{instead}")
 
 
@@ -55,7 +55,10 @@ def sizes(obs: pd.DataFrame, name: str, *, other: Mapping[str, Sequence[str]] | 
     """
     require_column(obs, name, role="size", other=other)
     if not cols.is_number(obs[name]):
-        raise SchemaError(f"obs[{name!r}] (size) must hold numbers; found dtype {obs[name].dtype}.")
+        raise SchemaError(
+            f"obs[{name!r}] (size) must hold numbers; found dtype {obs[name].dtype}. "
+            "Convert it with .astype(float), or leave size out to sum over genes."
+        )
     values = obs[name].to_numpy(dtype=np.float64, na_value=np.nan)
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if len(bad):

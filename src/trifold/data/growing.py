@@ -36,7 +36,7 @@ def grown(schema: Schema, obs: pd.DataFrame, roles: str | Sequence[str]) -> dict
         require_option("a role of roles", role, ROLES)
         if role not in columns:
             raise SchemaError(
-                f"The schema has no role {role!r} that could grow.{suggest(role, columns)} It has: {', '.join(columns) or 'none'}."
+                f"roles needs roles of the schema; it has no {role!r}.{suggest(role, columns)} It has: {', '.join(columns) or 'none'}."
             )
         away = schema.unlabelled_in(role)
         columns[role] = tuple(_longer(obs, c, role, away) if isinstance(c, Category) else c for c in columns[role])
@@ -78,7 +78,7 @@ def _longer(obs: pd.DataFrame, column: Category, role: str, unlabelled: Sequence
         if twin is not None:
             raise SchemaError(
                 f"obs[{column.name!r}] ({role}) holds {value!r} of type {type(value).__name__}; the known {twin!r} is of type "
-                f"{type(twin).__name__}. Convert the column to that type, so that equal names are one category."
+                f"{type(twin).__name__}. Convert the column with .astype({type(twin).__name__}), so that equal names are one category."
             )
     warn_alike(new, unlabelled, column.name, stacklevel=6)
     here = {cols.key(v) for v in new}

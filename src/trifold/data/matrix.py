@@ -67,7 +67,7 @@ def require_sound(
     """
     require_pointers(indptr, min(len(indices), stored), shape[0], where=where)
     if len(indices) != stored:
-        raise DataError(f"{where} holds {stored} values but {len(indices)} indices; {_REBUILD}")
+        raise DataError(f"{where} holds {stored} values but {len(indices)} indices. {_REBUILD}")
     require_indices(indices, shape[1], where=where, indptr=indptr, axes=axes)
 
 
@@ -152,7 +152,7 @@ def to_csr(matrix: Any, where: str) -> tuple[Array, Array, Array, tuple[int, int
         DataError: The structure is damaged, or there are not two axes.
     """
     if matrix.ndim != 2:
-        raise DataError(f"{where} must have two axes, cells and genes; found shape {matrix.shape}.")
+        raise DataError(f"{where} must have two axes, cells and genes; found shape {matrix.shape}. For one cell pass x[None, :].")
     require_numbers(matrix.dtype, where)
     shape = (int(matrix.shape[0]), int(matrix.shape[1]))
     form = matrix.format

@@ -8,11 +8,12 @@ import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 from trifold.data import preflight
+from trifold.data.watched import WatchedFile, watched_store
 from trifold.errors import DataError, TrifoldError
 
 _PACKAGES = {
@@ -27,7 +28,7 @@ _PACKAGES = {
 }
 _ZARR = ("zarr.json", ".zgroup")
 
-Store = Callable[[], AbstractContextManager[Any]]
+Store = Callable[..., AbstractContextManager[Any]]
 
 
 def is_address(path: str) -> bool:
@@ -46,7 +47,8 @@ def matches(pattern: str) -> list[str]:
 def store_at(path: str) -> Store:
     """How to open the root group of an h5ad file or zarr folder: gives it within a context.
 
-    The file is looked at here, once, before anything is read (:mod:`trifold.data.preflight`).
+    The file is looked at here, once, before anything is read (:mod:`trifold.data.preflight`), and watched while it is read
+    (:mod:`trifold.data.watched`). What is given takes ``watched=False`` for reading numbers of an HDF5 file that was watched before.
 
     Raises:
         DataError: No such file or folder, a protocol whose package is not installed, or a file that is not plain.
@@ -60,13 +62,13 @@ def store_at(path: str) -> Store:
     if os.path.isdir(path):
         if any(os.path.exists(os.path.join(path, name)) for name in _ZARR):
             preflight.require_zarr(path)
-        return _zarr(path, path)
+        return _zarr(path, _local_zarr(path))
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise DataError(f"{path!r} is a device, a pipe or a socket. Give the path of an h5ad file or zarr folder.")
     with open(path, "rb") as file:
         if file.read(4) == b"PK\x03\x04":
             raise DataError(f"{path!r} is a zip archive, which is not read. Unpack it, and give the path of what is in it.")
-    return _looked_at(_h5(path, lambda: path), path)
+    return _looked_at(_h5(path), path)
 
 
 def _looked_at(store: Store, path: str) -> Store:
@@ -106,25 +108,33 @@ def _remote(path: str) -> Store:
         raise DataError(f"There is no file or folder {path!r}. Give the address of an h5ad file or zarr folder.")
     if not folder:
         return _looked_at(_h5(path, lambda: files.open(inside, "rb")), path)
-    return _zarr(path, _remote_zarr(path))
+    return _zarr(path, _remote_zarr(path, files, inside.rstrip("/")))
 
 
-def _remote_zarr(path: str) -> Any:
-    """A zarr folder at an address; each description in it is looked at when it is read, and no more of it is read than one can be long."""
-    from zarr.abc.store import RangeByteRequest
-    from zarr.storage import FsspecStore
+def _local_zarr(path: str) -> Callable[[], Any]:
+    def store() -> Any:
+        from zarr.storage import LocalStore
 
-    class Looked(FsspecStore):
-        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-            name = key.rsplit("/", 1)[-1]
-            if name not in preflight.DOCUMENTS or byte_range is not None:
-                return await super().get(key, prototype, byte_range)
-            value = await super().get(key, prototype, RangeByteRequest(0, preflight.LONGEST + 1))
-            if value is not None:
-                preflight.require_document(name, value.to_bytes(), f"{path.rstrip('/')}/{key}")
-            return value
+        return watched_store(LocalStore(path, read_only=True), path, None)
 
-    return Looked.from_url(path, read_only=True)
+    return store
+
+
+def _remote_zarr(path: str, files: Any, inside: str) -> Callable[[], Any]:
+    """A zarr folder at an address; no more of a description is read than one can be long."""
+
+    def sizes(place: str) -> int | None:
+        try:
+            return sum(one["size"] for one in files.find(f"{inside}/{place}", detail=True).values()) or None
+        except Exception:  # a protocol that cannot list, or does not say
+            return None
+
+    def store() -> Any:
+        from zarr.storage import FsspecStore
+
+        return watched_store(FsspecStore.from_url(path, read_only=True), path, sizes)
+
+    return store
 
 
 def _files(path: str) -> tuple[Any, str]:
@@ -144,50 +154,55 @@ def _files(path: str) -> tuple[Any, str]:
         raise DataError(f"{path!r} cannot be read: {error}. Give a path, or an address such as s3://bucket/a.zarr.") from None
 
 
-def _h5(path: str, given: Callable[[], Any]) -> Store:
+def _h5(path: str, given: Callable[[], Any] | None = None) -> Store:
     @contextmanager
-    def store() -> Iterator[Any]:
+    def store(*, watched: bool = True) -> Iterator[Any]:
         import h5py
 
         with ExitStack() as stack:
             try:
-                held = given()
-                held = held if isinstance(held, str) else stack.enter_context(held)
+                held: Any = path
+                if given is not None:
+                    held = stack.enter_context(given())
+                elif watched:
+                    held = stack.enter_context(open(path, "rb", buffering=0))
+                held = WatchedFile(held, path) if watched else held
                 file = stack.enter_context(h5py.File(held, "r"))
             except (OSError, RuntimeError, ValueError, KeyError) as error:
-                raise DataError(f"{path!r} cannot be opened as an h5ad file: {error}. Check that it is complete.") from None
+                raise DataError(
+                    f"{path!r} cannot be opened as an h5ad file: {error}. Copy it again, or write it with adata.write_h5ad(path)."
+                ) from None
             yield file
 
     return store
 
 
-def _zarr(path: str, where: Any) -> Store:
+def _zarr(path: str, given: Callable[[], Any]) -> Store:
     @contextmanager
-    def store() -> Iterator[Any]:
+    def store(*, watched: bool = True) -> Iterator[Any]:
         import zarr
 
-        with _decoder() if where is path else nullcontext():
-            try:
-                root = zarr.open_group(where, mode="r")
-            except (TrifoldError, MemoryError):
-                raise
-            except Exception as error:  # of a damaged description zarr raises all kinds
-                raise DataError(
-                    f"{path!r} cannot be opened as a zarr folder: {error}. Give an h5ad file, or adata.write_zarr(path)."
-                ) from None
-            yield root
+        try:
+            root = zarr.open_group(given(), mode="r")
+        except (TrifoldError, MemoryError):
+            raise
+        except Exception as error:  # of a damaged description zarr raises all kinds
+            raise DataError(f"{path!r} cannot be opened as a zarr folder: {error}. Give an h5ad file, or adata.write_zarr(path).") from None
+        yield root  # chunks are looked at in any case
 
     return store
 
 
-@contextmanager
-def _decoder() -> Iterator[None]:
-    """Within it, zarr arrays are opened with the codecs of the package ``zarrs`` where it is installed; values are the same."""
-    if find_spec("zarrs") is None:
-        yield
-        return
+def by_zarrs(element: Any) -> Any:
+    """The same group or array of a zarr folder on this machine, decoded by the package ``zarrs`` where it is installed.
+
+    ``zarrs`` reads chunks itself, so that they are looked at beforehand (:func:`trifold.data.packed.require_pieces`).
+    """
+    folder = getattr(getattr(getattr(element, "store", None), "described", None), "folder", None)
+    if folder is None or find_spec("zarrs") is None:
+        return element
     import zarr
 
     with warnings.catch_warnings(), zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
         warnings.filterwarnings("ignore", message=".*ZarrsCodecPipeline")  # of a codec that zarrs lacks, for which it uses zarr's own
-        yield
+        return zarr.open(folder, mode="r", path=element.path)

@@ -16,21 +16,21 @@ from typing import Any
 
 import numpy as np
 
+from trifold.data.packed import AGAIN, FREE, PACKERS, RATIO, Packing, packing_of
 from trifold.errors import DataError
 
 DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")  # what describes a zarr folder
 LONGEST = 4 * 2**20  # bytes of one of them: some 6,000 arrays
 _BRACKETS = 200_000  # objects and lists in one of them; Python takes 72 bytes for an empty one
-_FREE = 64 * 2**20  # bytes that any file may claim
-_RATIO = 500  # bytes claimed for each byte on disk; gzip makes 1,030 zeros into one byte, counts of single cells reach 200
+_PER_CHUNK = {"h5": 256, "zarr": 1024}  # bytes that the libraries take for each chunk while an array is read
 _OBJECTS = 100_000  # groups and arrays in a file, along all links
 _DEEPEST = 32  # groups in groups
-_H5_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
+_H5_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 _H5_PLUGINS = {32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd", 32026: "blosc2"}  # of the package hdf5plugin
-_PACKED = {"bytes", "transpose", "sharding_indexed", "blosc", "zstd", "gzip", "zlib", "lz4", "bz2", "lzma"}
 _CHECKED = {"crc32", "crc32c", "adler32", "fletcher32"}
-_FILTERED = {"shuffle", "delta", "fixedscaleoffset", "bitround", "vlen-utf8", "vlen-bytes"}
-_CODECS = _PACKED | _CHECKED | _FILTERED  # those of zarr and numcodecs that turn bytes into numbers or text, and nothing else
+_TEXT = {"vlen-utf8", "vlen-bytes"}
+_FILTERED = {"bytes", "transpose", "shuffle", "delta", "fixedscaleoffset", "bitround"}
+_CODECS = PACKERS | _CHECKED | _TEXT | _FILTERED | {"sharding_indexed"}  # of zarr and numcodecs: those that make numbers or text of bytes
 
 
 def require_h5(group: Any, path: str) -> None:
@@ -60,6 +60,9 @@ class _H5:
     def check(self, group: Any) -> None:
         import h5py
 
+        sizes = group.file.id.get_create_plist().get_sizes()
+        if sizes != (8, 8):
+            raise DataError(f"{self.path!r} gives addresses and lengths in {sizes} bytes; needed: 8. {AGAIN}")
         name = (group.name or "/").rstrip("/")
         if isinstance(group, h5py.Dataset):
             self._array(group.id, name)
@@ -74,11 +77,11 @@ class _H5:
 
         address = h5o.get_info(group).addr
         if address in above:
-            raise DataError(f"{name} of {self.path!r} is a link to a group that it lies in: the file has no end. {_AGAIN}")
+            raise DataError(f"{name} of {self.path!r} is a link to a group that it lies in: the file has no end. {AGAIN}")
         if address in self.paths:
             return self.paths[address]
         if len(above) > _DEEPEST:
-            raise DataError(f"{self.path!r} nests groups more than {_DEEPEST} deep, at {name[:200]}. {_AGAIN}")
+            raise DataError(f"{self.path!r} nests groups more than {_DEEPEST} deep, at {name[:200]}. {AGAIN}")
         above, count, links = (*above, address), 1, group.links
         for key in group:
             at = f"{name}/{key.decode(errors='replace')}"
@@ -97,7 +100,7 @@ class _H5:
                 to = f" ({links.get_val(key)[0].decode(errors='replace')!r})" if kind == h5l.TYPE_EXTERNAL else ""
                 raise DataError(f"{at} of {self.path!r} is a link to another file{to}; it is not read. Copy the data into the file.")
             if count > _OBJECTS:
-                raise DataError(f"{self.path!r} leads to more than {_OBJECTS:,} groups and arrays, at {at}. {_AGAIN}")
+                raise DataError(f"{self.path!r} leads to more than {_OBJECTS:,} groups and arrays, at {at}. {AGAIN}")
         self.paths[address] = count
         return count
 
@@ -109,9 +112,9 @@ class _H5:
         try:
             item = h5o.open(group, key)
         except (KeyError, OSError, RuntimeError):
-            raise DataError(f"{at} of {self.path!r} is a link to {target!r}, which is not in the file. {_AGAIN}") from None
+            raise DataError(f"{at} of {self.path!r} is a link to {target!r}, which is not in the file. {AGAIN}") from None
         if isinstance(item, h5g.GroupID) and h5o.get_info(item).addr in self.holding:
-            raise DataError(f"{at} of {self.path!r} is a link to {target!r}, a group that holds links itself. {_AGAIN}")
+            raise DataError(f"{at} of {self.path!r} is a link to {target!r}, a group that holds links itself. {AGAIN}")
 
     def _array(self, array: Any, at: str) -> None:
         from h5py import h5d, h5z
@@ -123,15 +126,17 @@ class _H5:
         chunk: tuple[int, ...] = ()
         if layout == h5d.CHUNKED:
             chunk = packed.get_chunk()
-            for k in range(packed.get_nfilters()):
-                code = packed.get_filter(k)[0]
+            codes = [packed.get_filter(k)[0] for k in range(packed.get_nfilters())]
+            if sum(code not in (2, 3) for code in codes) > 1:
+                raise DataError(f"{at} of {self.path!r} is packed by more than one filter, one upon another; it is not read. {AGAIN}")
+            for code in codes:
                 if code not in _H5_FILTERS and not (code in _H5_PLUGINS and h5z.filter_avail(code)):
                     raise DataError(
                         f"{at} of {self.path!r} is packed with the HDF5 filter {code} ({_H5_PLUGINS.get(code, 'unknown')}); needed: "
                         f"{', '.join(_H5_FILTERS.values())}. "
-                        + ("Type: pip install hdf5plugin, then import hdf5plugin first." if code in _H5_PLUGINS else _AGAIN)
+                        + ("Type: pip install hdf5plugin, then import hdf5plugin first." if code in _H5_PLUGINS else AGAIN)
                     )
-        self.claims.append((claimed(array.shape or (), chunk, array.get_type().get_size()), at))
+        self.claims.append((claimed(array.shape or (), chunk, array.get_type().get_size(), per_chunk=_PER_CHUNK["h5"]), at))
 
 
 def require_zarr(path: str) -> None:
@@ -149,7 +154,7 @@ def require_zarr(path: str) -> None:
     while todo:
         here, depth = todo.pop()
         if depth > 2 * _DEEPEST:
-            raise DataError(f"{path!r} nests folders more than {2 * _DEEPEST} deep, at {here[:200]!r}. {_AGAIN}")
+            raise DataError(f"{path!r} nests folders more than {2 * _DEEPEST} deep, at {here[:200]!r}. {AGAIN}")
         with os.scandir(here) as entries:
             for entry in entries:
                 if entry.is_symlink():
@@ -158,13 +163,13 @@ def require_zarr(path: str) -> None:
                 elif entry.is_dir():
                     todo.append((entry.path, depth + 1))
                 elif not entry.is_file():
-                    raise DataError(f"{entry.path!r} is a device, a pipe or a socket; a zarr folder holds files and folders. {_AGAIN}")
+                    raise DataError(f"{entry.path!r} is a device, a pipe or a socket; a zarr folder holds files and folders. {AGAIN}")
                 if entry.name in DOCUMENTS:
                     count += 1
                     claims += require_document(entry.name, _document(entry.path), entry.path)
         if count > _OBJECTS:
-            raise DataError(f"{path!r} holds more than {_OBJECTS:,} groups and arrays. {_AGAIN}")
-    if sum(claim for claim, _ in claims) > _FREE:
+            raise DataError(f"{path!r} holds more than {_OBJECTS:,} groups and arrays. {AGAIN}")
+    if sum(claim for claim, _ in claims) > FREE:
         require_size(claims, _bytes_in(path), path)
 
 
@@ -183,13 +188,16 @@ def require_document(name: str, data: bytes, path: str) -> list[tuple[int, str]]
         DataError: The message names the codec.
     """
     if len(data) > LONGEST or data.count(b"{") + data.count(b"[") > _BRACKETS:
-        raise DataError(f"{path!r} is longer than any description of a group or array: more than {LONGEST:,} bytes or {_BRACKETS:,} parts.")
+        raise DataError(
+            f"{path!r} is longer than any description of a group or array: more than {LONGEST:,} bytes or {_BRACKETS:,} parts. "
+            "The folder is damaged: copy it again."
+        )
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path!r} is not JSON: {error}. The folder is damaged: copy it again.") from None
     if not isinstance(found, dict):
-        raise DataError(f"{path!r} must hold an object; found {type(found).__name__}. {_AGAIN}")
+        raise DataError(f"{path!r} must hold an object; found {type(found).__name__}. {AGAIN}")
     if name == ".zmetadata":
         return _members(found.get("metadata"), path)
     if name == "zarr.json":
@@ -220,15 +228,47 @@ def require_array(found: dict[str, Any], path: str) -> list[tuple[int, str]]:
                 f"{path!r} is packed with the codec {codec!r}, which is not read: it may run code or is unknown. Read the folder with the "
                 "program that wrote it, and write it again with adata.write_zarr(path)."
             )
-    grid = found.get("chunk_grid")
-    grid = grid.get("configuration") if isinstance(grid, dict) else None
-    chunk = found.get("chunks") if grid is None else grid.get("chunk_shape") if isinstance(grid, dict) else None
-    shape = found["shape"]
+    shape, chunk = found["shape"], _chunk(found)
     for one in (shape, chunk):
         if not isinstance(one, (list, tuple)) or len(one) != len(shape) or any(type(k) is not int or k < 0 for k in one):
-            raise DataError(f"{path!r} must give shape and chunks as whole numbers; found {str(shape)[:60]}, {str(chunk)[:60]}. {_AGAIN}")
-    kind = found.get("data_type", found.get("dtype"))
-    return [(claimed(shape, chunk, _itemsize(kind)), path)]  # type: ignore[arg-type]
+            raise DataError(f"{path!r} must give shape and chunks as whole numbers; found {str(shape)[:60]}, {str(chunk)[:60]}. {AGAIN}")
+    packing = packing_of_array(found, path)
+    return [(claimed(shape, chunk, _itemsize(_kind(found)), per_chunk=_PER_CHUNK["zarr"] * (packing.inner or 1)), path)]  # type: ignore[arg-type]
+
+
+def packing_of_array(found: dict[str, Any], path: str) -> Packing:
+    """How the chunks of a zarr array are packed, by its description.
+
+    Args:
+        found: ``zarr.json`` or ``.zarray``, as :func:`require_array` lets it pass.
+        path: Name in messages.
+
+    Raises:
+        DataError: Codecs one upon another, or shards that are damaged.
+    """
+    codecs = [c for c in (*_listed(found.get("filters")), found.get("compressor"), *_listed(found.get("codecs"))) if c is not None]
+    names = _plain(codecs, "codecs" in found)
+    chunk = _chunk(found)
+    shard: dict[str, Any] = {}
+    if "sharding_indexed" in names:
+        try:
+            said = codecs[-1]["configuration"]
+            inner, index = said["chunk_shape"], [name for name in _names(said.get("index_codecs", [])) if name != "bytes"]
+            if len(inner) != len(chunk) or any(type(k) is not int or k < 1 or n % k for k, n in zip(inner, chunk, strict=True)):
+                raise ValueError(f"chunks of {str(inner)[:60]} do not fill shards of {str(chunk)[:60]}")
+            count = math.prod(n // k for n, k in zip(chunk, inner, strict=True))
+            within = _plain(said["codecs"], True)
+            first = said.get("index_location", "end") == "start"
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise DataError(f"{path!r} describes shards that are damaged: {type(error).__name__}: {error}. {AGAIN}") from None
+        if names[-1] != "sharding_indexed" or "sharding_indexed" in (*names[:-1], *within) or index not in ([], ["crc32c"]):
+            raise DataError(f"{path!r} packs shards again, or shards within shards; it is not read. {AGAIN}")
+        names, chunk = within, inner
+        shard = {"inner": count, "index": 16 * count + 4 * len(index), "first": first}
+    most = 8 * math.prod(chunk) * _itemsize(_kind(found))  # filters may store other types
+    text = any(name in _TEXT for name in names)
+    kept = [name for name in names if name in PACKERS | _CHECKED | {"numcodecs.crc32c"} or (text and name not in {"bytes", *_TEXT})]
+    return packing_of(kept, text, most, repr(path), **shard)
 
 
 def require_size(claims: Iterable[tuple[int, str]], size: int, path: str) -> None:
@@ -244,7 +284,7 @@ def require_size(claims: Iterable[tuple[int, str]], size: int, path: str) -> Non
     """
     claims = list(claims)
     total = sum(claim for claim, _ in claims)
-    if total > max(_FREE, _RATIO * size):
+    if total > max(FREE, RATIO * size):
         largest, at = max(claims)
         raise DataError(
             f"{path!r} claims {total / 2**30:.3g} GiB of values ({at}: {largest / 2**30:.3g} GiB), but {size:,} bytes are there. "
@@ -252,30 +292,35 @@ def require_size(claims: Iterable[tuple[int, str]], size: int, path: str) -> Non
         )
 
 
-def claimed(shape: Iterable[int], chunk: Iterable[int], itemsize: int) -> int:
-    """Bytes that reading an array takes: all of it, and one chunk at least."""
-    values = math.prod(map(int, shape))
-    return max(values, math.prod(map(int, chunk))) * itemsize if values else 0
+def claimed(shape: Iterable[int], chunk: Iterable[int], itemsize: int, *, per_chunk: int = 0) -> int:
+    """Bytes that reading an array takes: all of it, and one chunk at least.
 
-
-_AGAIN = "Write the data again with anndata."
+    Args:
+        shape, chunk: Of the array, and of a chunk of it, or ``()``.
+        itemsize: Bytes of a value.
+        per_chunk: Bytes that each chunk takes beside its values.
+    """
+    shape, chunk = [int(n) for n in shape], [int(n) for n in chunk]
+    values = math.prod(shape)
+    chunks = math.prod(-(-n // max(1, k)) for n, k in zip(shape, chunk, strict=True)) if chunk else 0
+    return max(values, math.prod(chunk)) * itemsize + chunks * per_chunk if values else 0
 
 
 def _members(found: Any, path: str) -> list[tuple[int, str]]:
     """Those of the descriptions that are gathered in one."""
     if not isinstance(found, dict):
-        raise DataError(f"{path!r} must gather the descriptions of groups and arrays; found {type(found).__name__}. {_AGAIN}")
+        raise DataError(f"{path!r} must gather the descriptions of groups and arrays; found {type(found).__name__}. {AGAIN}")
     claims = []
     for name, one in found.items():
         if name.startswith("/") or ".." in re.split(r"[/\\]", name):
-            raise DataError(f"{path!r} names {name!r}, which is outside the folder. {_AGAIN}")
+            raise DataError(f"{path!r} names {name!r}, which is outside the folder. {AGAIN}")
         if isinstance(one, dict) and not name.endswith(".zattrs"):
             claims += require_array(one, f"{path}: {name}")
     return claims
 
 
 def _listed(found: Any) -> list[Any]:
-    return found if isinstance(found, list) else [] if found is None else [found]
+    return list(found) if isinstance(found, (list, tuple)) else [] if found is None else [found]
 
 
 def _all(codecs: Iterable[Any]) -> Iterable[str]:
@@ -283,18 +328,44 @@ def _all(codecs: Iterable[Any]) -> Iterable[str]:
     for codec in codecs:
         if codec is None:
             continue
-        yield str(codec.get("id", codec.get("name")) if isinstance(codec, dict) else codec)
+        yield from _names([codec])
         inner = codec.get("configuration") if isinstance(codec, dict) else None
         if isinstance(inner, dict):
             yield from _all([*_listed(inner.get("codecs")), *_listed(inner.get("index_codecs"))])
+
+
+def _names(codecs: Iterable[Any]) -> list[str]:
+    return [str(codec.get("id", codec.get("name")) if isinstance(codec, dict) else codec) for codec in codecs]
+
+
+def _plain(codecs: Iterable[Any], new: bool) -> list[str]:
+    """Names without the package; but CRC-32C of numcodecs is not that of format 3, which comes after the bytes."""
+    names = [name.removeprefix("numcodecs.") if name != "numcodecs.crc32c" else name for name in _names(codecs)]
+    return names if new else [name if name != "crc32c" else "numcodecs.crc32c" for name in names]
+
+
+def _chunk(found: dict[str, Any]) -> Any:
+    grid = found.get("chunk_grid")
+    grid = grid.get("configuration") if isinstance(grid, dict) else None
+    return found.get("chunks") if grid is None else grid.get("chunk_shape") if isinstance(grid, dict) else None
+
+
+def _kind(found: dict[str, Any]) -> Any:
+    return found.get("data_type", found.get("dtype"))
 
 
 def _itemsize(kind: Any) -> int:
     """Bytes of a value; 8 for text and what we do not know."""
     if isinstance(kind, dict):
         inner = kind.get("configuration")
-        length = inner.get("length_bytes", 8) if isinstance(inner, dict) else 8
-        return max(8, length) if type(length) is int else 8
+        inner = inner if isinstance(inner, dict) else {}
+        length = inner.get("length_bytes", 8)
+        return max(8, length if type(length) is int else 8, _itemsize(_listed(inner.get("fields"))))
+    if isinstance(kind, list):  # of fields: name, type, and the shape of each value where it is no single number
+        try:
+            return sum(_itemsize(one[1]) * math.prod(map(int, _listed(one[2]) if len(one) > 2 else ())) for one in kind)
+        except (TypeError, ValueError, LookupError, RecursionError):
+            return 8
     try:
         return max(1, np.dtype(kind).itemsize) if isinstance(kind, str) and kind != "string" else 8
     except (TypeError, ValueError, SyntaxError):
@@ -304,7 +375,7 @@ def _itemsize(kind: Any) -> int:
 def _document(path: str) -> bytes:
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
-        raise DataError(f"{path!r} must be a plain file. {_AGAIN}")
+        raise DataError(f"{path!r} must be a plain file. {AGAIN}")
     with open(path, "rb") as file:
         return file.read(min(found.st_size, LONGEST) + 1)  # Python takes the memory before it reads
 

@@ -34,9 +34,9 @@ class Reader:
 
     def __init__(self, cells: Cells, indices: Iterable[Array], *, window: int | None = None, ahead: int = 1):
         if window is not None and window < 1:
-            raise DataError(f"window must be at least 1 cell; found {window}.")
+            raise DataError(f"window must be at least 1 cell; found {window}. Leave it out for the default.")
         if ahead < 0:
-            raise DataError(f"ahead must be at least 0 windows; found {ahead}.")
+            raise DataError(f"ahead must be at least 0 windows; found {ahead}. Leave it out for 1.")
         self.cells, self.indices, self.ahead = cells, indices, ahead
         self.window = cells.window if window is None else min(window, cells.window)
 

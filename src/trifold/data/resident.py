@@ -138,7 +138,7 @@ def fits(cells: Cells, device: torch.device | str, *, share: float = 0.6) -> boo
         DataError: A share outside (0, 1].
     """
     if not 0 < share <= 1:
-        raise DataError(f"share must lie above 0 and be at most 1; found {share}.")
+        raise DataError(f"share must lie above 0 and be at most 1; found {share}. Pass share=0.6.")
     return expected_bytes(cells) <= share * free_bytes(torch.device(device))
 
 

@@ -125,7 +125,10 @@ class Balanced(Sampler):
         super().__init__(index, batch, seed, block=block, window=window, parts=parts)
         self.codes = np.asarray(codes)
         if self.codes.shape != self.index.shape:
-            raise ShapeError(f"codes must have one entry for each of the {len(self.index)} cells of index; found shape {self.codes.shape}.")
+            raise ShapeError(
+                f"codes must have one entry for each of the {len(self.index)} cells of index; found shape {self.codes.shape}. "
+                "Pass codes=cells.code[role][index]."
+            )
         _, inverse = np.unique(self.codes, return_inverse=True)
         order = np.argsort(inverse, kind="stable")
         self._groups = np.split(self.index[order], np.cumsum(np.bincount(inverse))[:-1])
@@ -182,7 +185,10 @@ def _pieces(minibatches: list[Array], edges: Array, part: int, parts: int) -> li
 def _index(index: Array, batch: int, block: int | None, window: int | None, parts: int) -> Array:
     index = np.asarray(index)
     if index.ndim != 1 or not len(index) or index.dtype.kind not in "iu":
-        raise DataError(f"A sampler needs at least one cell; found index of shape {index.shape} and dtype {index.dtype}.")
+        raise DataError(
+            f"A sampler needs at least one cell; found index of shape {index.shape} and dtype {index.dtype}. "
+            "Pass index=numpy.arange(cells.n)."
+        )
     for name, value in (("batch", batch), ("block", block), ("window", window)):
         if value is not None and value < 1:
             raise DataError(f"{name} must be at least 1 cell; found {value}.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from trifold.data import columns as cols
 from trifold.data.columns import Category
-from trifold.errors import FormatError
+from trifold.errors import COPY, FormatError
 
 if TYPE_CHECKING:
     from trifold.data.schema import Schema
@@ -39,22 +39,23 @@ def from_spec(spec: Any) -> dict[str, Any]:
         FormatError: Unknown or missing keys, or values of the wrong type.
     """
     if not isinstance(spec, dict):
-        raise FormatError(f"A schema is a dictionary; found {type(spec).__name__}.")
+        raise FormatError(f"A schema must be an object; found {type(spec).__name__}. {COPY}")
     cols.require_keys(spec, _KEYS, "The schema", later=LATER)
     texts = [("genes", spec["genes"])] + [(k, [spec[k]]) for k in ("kind", "fractional", "empty")]
     texts += [(k, [spec[k]]) for k in ("x", "size") if spec[k] is not None]
     for key, values in texts:
         if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-            raise FormatError(f"{key} of a schema must be text; found {spec[key]!r:.80}.")
+            raise FormatError(f"{key} of a schema must be text; found {spec[key]!r:.80}. {COPY}")
     density = spec["density"]
     if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 <= density <= 1:
-        raise FormatError(f"density of a schema must lie in 0 to 1; found {density!r}.")
+        raise FormatError(f"density of a schema must lie in 0 to 1; found {density!r}. {COPY}")
     unlabelled = _list(spec.get("unlabelled") or [], "unlabelled")
     if not all(cols.is_plain(v) for v in unlabelled):
-        raise FormatError(f"unlabelled of a schema must be a list of text, finite numbers or booleans; found {unlabelled!r:.80}.")
+        found = f"found {unlabelled!r:.80}"
+        raise FormatError(f"unlabelled of a schema must be a list of text, finite numbers or booleans; {found}. {COPY}")
     confounded = _list(spec.get("confounded") or [], "confounded")
     if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(r, str) for r in p) for p in confounded):
-        raise FormatError(f"confounded of a schema must be a list of pairs of roles; found {confounded!r:.80}.")
+        raise FormatError(f"confounded of a schema must be a list of pairs of roles; found {confounded!r:.80}. {COPY}")
     roles = {r: tuple(cols.from_spec(c) for c in _list(cs, f"role {r!r}")) for r, cs in _dict(spec["roles"], "roles").items()}
     observed = {}
     for role, found in _dict(spec["observed"], "observed").items():
@@ -63,7 +64,7 @@ def from_spec(spec: Any) -> dict[str, Any]:
         observed[role] = tuple(tuple(_list(o, "a combination")) for o in _list(found, f"observed[{role!r}]"))
         for o in observed[role]:
             if len(o) != len(known) or not all(cols.is_plain(v) and cols.key(v) in at for v, at in zip(o, places, strict=True)):
-                raise FormatError(f"observed[{role!r}] of a schema holds {o!r}, which is not made of the role's categories.")
+                raise FormatError(f"observed[{role!r}] of a schema holds {o!r}, which is not made of the role's categories. {COPY}")
     plain = {k: spec[k] for k in ("kind", "x", "size", "fractional", "empty")}
     return {
         **plain,
@@ -78,11 +79,11 @@ def from_spec(spec: Any) -> dict[str, Any]:
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise FormatError(f"{what} of a schema must be a list; found {type(value).__name__}.")
+        raise FormatError(f"{what} of a schema must be a list; found {type(value).__name__}. {COPY}")
     return value
 
 
 def _dict(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise FormatError(f"{what} of a schema must be a dictionary; found {type(value).__name__}.")
+        raise FormatError(f"{what} of a schema must be an object; found {type(value).__name__}. {COPY}")
     return value

@@ -20,7 +20,7 @@ from trifold.data.covariates import observed as occurring
 from trifold.data.matrix import Array
 from trifold.data.source import open
 from trifold.data.unlabelled import as_values, warn_mistyped
-from trifold.errors import FormatError, SchemaError, listing, suggest
+from trifold.errors import COPY, FormatError, SchemaError, listing, suggest
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,15 @@ class Schema:
             require_option(name, getattr(self, name), options)
         if repeated(self.genes) or not self.genes:
             raise SchemaError(
-                f"A schema needs genes of different names; found {len(self.genes)}, repeated: {listing(repeated(self.genes)) or 'none'}."
+                f"A schema needs genes of different names; found {len(self.genes)}, repeated: {listing(repeated(self.genes)) or 'none'}. "
+                "Make it with Schema.of(data)."
             )
         for role in self.roles:
             require_option("role", role, ROLES)
         if set(self.observed) != set(self.roles):
             raise SchemaError(
-                f"observed must have the roles {listing(self.roles) or '(none)'}; found {listing(self.observed) or '(none)'}."
+                f"observed must have the roles {listing(self.roles) or '(none)'}; found {listing(self.observed) or '(none)'}. "
+                "Make the schema with Schema.of(data)."
             )
         for role in self.roles:
             away = {cols.key(v) for v in self.unlabelled_in(role)}
@@ -150,7 +152,9 @@ class Schema:
                 raise SchemaError(f"unlabelled values are no categories; {both[0]!r} is one of {role}. Leave it out of either.")
         for pair in self.confounded:
             if not set(pair) <= set(self.roles):
-                raise SchemaError(f"confounded must pair roles of the schema ({listing(self.roles) or 'none'}); found {pair!r}.")
+                raise SchemaError(
+                    f"confounded must pair roles of the schema ({listing(self.roles) or 'none'}); found {pair!r}. Leave it out."
+                )
 
     @property
     def sparse(self) -> bool:
@@ -310,7 +314,7 @@ class Schema:
         try:
             return cls(**fields)
         except SchemaError as error:
-            raise FormatError(f"The saved schema cannot be used: {error}") from None
+            raise FormatError(f"The saved schema cannot be used: {error} {COPY}") from None
 
     def _owner(self, name: str) -> tuple[str, Column]:
         known: dict[str, tuple[str, Column]] = {}

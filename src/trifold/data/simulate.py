@@ -159,7 +159,7 @@ def simulate(
         if value < least:
             raise SpecError(f"{name} must be at least {least}; found {value}.")
     if not 0 < responding <= 1:
-        raise SpecError(f"responding must be a share of the genes in (0, 1]; found {responding}.")
+        raise SpecError(f"responding must be a share of the genes in (0, 1]; found {responding}. Pass responding=0.15.")
     rng = np.random.default_rng([seed, 17])
     centre = rng.normal(0, 1.3, (types, latent))
     kind = rng.choice(types, cells, p=rng.dirichlet(np.full(types, 6.0)))

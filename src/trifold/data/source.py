@@ -125,7 +125,9 @@ class MemorySource(Source):
             self._dense = np.asarray(matrix)
             require_numbers(self._dense.dtype, where)
             if self._dense.ndim != 2:
-                raise DataError(f"{where} must have two axes, cells and genes; found shape {self._dense.shape}.")
+                raise DataError(
+                    f"{where} must have two axes, cells and genes; found shape {self._dense.shape}. Pass a matrix of cells x genes."
+                )
             self._data, shape = self._dense, (self._dense.shape[0], self._dense.shape[1])
         self.n = shape[0]
         self.genes = tuple(str(g) for g in genes) if genes is not None else tuple(f"gene_{j}" for j in range(shape[1]))
@@ -212,21 +214,24 @@ def positions(index: Any, n: int) -> Array:
     if index.size == 0:
         return np.zeros(0, dtype=np.int64)
     if index.dtype.kind not in "iu" or index.ndim != 1:
-        raise DataError(f"Rows are asked for by a list of whole numbers; found {index.dtype} of shape {index.shape}.")
+        raise DataError(f"Rows are asked for by a list of whole numbers; found {index.dtype} of shape {index.shape}. Pass [0, 1, 2].")
     index = index.astype(np.int64, copy=False)
     if index.min() < 0 or index.max() >= n:
         bad = int(index[(index < 0) | (index >= n)][0])
-        raise DataError(f"Rows must lie in 0 to {n - 1}; found {bad}.")
+        raise DataError(f"Rows must lie in 0 to {n - 1}; found {bad}. Rows are positions, not names: use obs_names.get_indexer(names).")
     return index
 
 
 def require_fit(shape: tuple[int, int], obs: pd.DataFrame, genes: Sequence[str], where: str) -> None:
     """Refuse names and covariates that do not have the matrix's number of rows and columns."""
     if len(obs) != shape[0]:
-        raise DataError(f"{where} has {shape[0]} rows but obs has {len(obs)}. They must be the same cells in the same order.")
+        raise DataError(
+            f"{where} has {shape[0]} rows but obs has {len(obs)}. They must be the same cells in the same order. Use obs=obs.loc[names]."
+        )
     if len(genes) != shape[1]:
         raise DataError(
-            f"{where} has {shape[1]} columns but there are {len(genes)} gene names. They must be the same genes in the same order."
+            f"{where} has {shape[1]} columns but there are {len(genes)} gene names. They must be the same genes in the same order. "
+            "Subset the matrix or the names."
         )
 
 

@@ -35,7 +35,7 @@ def by_fraction(n: int | Array, fraction: float, *, seed: int = 0, stratify: Arr
         stratify, n = np.asarray(n), len(n)
     codes = np.zeros(n, dtype=np.int64) if stratify is None else np.asarray(stratify)
     if len(codes) != n:
-        raise DataError(f"stratify must have one code for each of the {n} cells; found {len(codes)}.")
+        raise DataError(f"stratify must have one code for each of the {n} cells; found {len(codes)}. Leave it out for none.")
     if fraction == 0:
         return np.arange(n), np.zeros(0, dtype=np.int64)
     if n < 2:
@@ -70,7 +70,7 @@ def held_out(obs: pd.DataFrame, where: Mapping[str, Any]) -> Array:
         raise SchemaError("hold_out needs at least one column: {'cell_type': 'NK'}; found none. Use None to hold nothing out.")
     mask = matching(obs, where)
     if not mask.any():
-        raise DataError(f"hold_out={dict(where)!r} matches no cell: each value occurs, but never together.")
+        raise DataError(f"hold_out={dict(where)!r} matches no cell: each value occurs, but never together. Name fewer columns.")
     if mask.all():
         raise DataError(f"hold_out={dict(where)!r} matches all {len(mask)} cells, so none is left for training. Name fewer values.")
     return mask
@@ -90,7 +90,7 @@ def matching(obs: pd.DataFrame, where: Mapping[str, Any]) -> Array:
     return mask
 
 
-def some(obs: pd.DataFrame, where: Mapping[str, Any], *, named: str = "") -> Array:
+def some(obs: pd.DataFrame, where: Mapping[str, Any], *, named: str = "The selection ") -> Array:
     """[n] bool as :func:`matching`, of one cell at least.
 
     Args:
@@ -103,7 +103,7 @@ def some(obs: pd.DataFrame, where: Mapping[str, Any], *, named: str = "") -> Arr
     """
     mask = matching(obs, where)
     if not mask.any():
-        raise SchemaError(f"{named}{dict(where)!r} matches no cell: each value occurs, but never together.")
+        raise SchemaError(f"{named}{dict(where)!r} matches no cell: each value occurs, but never together. Name fewer columns.")
     return mask
 
 

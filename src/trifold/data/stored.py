@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trifold.data import preflight
+from trifold.data import packed, preflight
 from trifold.data.matrix import Array, below, canonical, require_indices, require_numbers, require_pointers, stored_in, take_rows
 from trifold.data.pieces import ranges, read_pieces
-from trifold.data.places import is_address, readable, store_at
+from trifold.data.places import by_zarrs, is_address, readable, store_at
 from trifold.data.source import MemorySource, PickedSource, Source, label_of, require_fit, which
 from trifold.errors import DataError, TrifoldWarning
 
@@ -57,6 +57,7 @@ class H5adSource(Source):
     ):
         self.obs, self.genes, self.x, self.where, self.other = obs, genes, x, where, other
         self._at_once = _AT_ONCE if remote else 1
+        self._known: dict[str, Array] = {}  # chunks that were looked at
         with opener() as element, readable(where):
             self.sparse = _form(element) == "csr"
             arrays = _arrays(element)
@@ -65,6 +66,7 @@ class H5adSource(Source):
             require_numbers(self.dtype, where)
             require_fit(shape, obs, genes, where)
             if self.sparse:
+                _require_whole(arrays["indptr"])
                 self._indptr = np.asarray(arrays["indptr"][:])
                 require_pointers(self._indptr, min(values.shape[0], arrays["indices"].shape[0]), self.n, where=where)
             chunk = 0.0 if hasattr(values, "id") else values.chunks[0] / (self.width if self.sparse else 1)
@@ -72,7 +74,8 @@ class H5adSource(Source):
         if hasattr(values, "id"):  # an open HDF5 file; zarr opens what it reads when it reads
             self._open = _then(opener, _arrays)
         else:
-            self._open = lambda: nullcontext(arrays)
+            faster = {k: by_zarrs(v) for k, v in arrays.items()}
+            self._open = lambda: nullcontext(faster)
             self.block = int(np.clip(round(chunk), 64, _BLOCK))  # a chunk is decoded whole, so a block spans it
         if shuffled:
             self.block = _SHUFFLED_BLOCK
@@ -120,6 +123,7 @@ class H5adSource(Source):
         return canonical(crow, col, val, (len(rows), len(self.genes)))
 
     def _read(self, values: Any, starts: Array, stops: Array) -> Array:
+        packed.require_pieces(values, starts, stops, self._known)
         return read_pieces(values, starts, stops, at_once=self._at_once)
 
 
@@ -163,7 +167,7 @@ def open_path(path: str, x: str | None) -> Source:
 
     @contextmanager
     def opener() -> Iterator[Any]:
-        with store() as root:
+        with store(watched=False) as root:
             yield root[inside]
 
     return H5adSource(opener, **kept, shuffled=shuffled, remote=is_address(path))
@@ -214,7 +218,16 @@ def read(element: Any) -> Any:
     from anndata.io import read_elem
 
     with readable(str(element.name)):
+        _require_whole(element)
         return read_elem(element)
+
+
+def _require_whole(element: Any) -> None:
+    """Refuse an element that is about to be read whole, and that unfolds to far more than is stored of it."""
+    if hasattr(element, "id"):
+        packed.require_whole(element)
+    elif hasattr(element.store, "described"):
+        element.store.described.require_whole(element)
 
 
 def _names(var: Any) -> tuple[str, ...]:

@@ -126,23 +126,25 @@ def _checked(probability: Any, classes: Sequence[Any], truth: Any, bins: int) ->
     same_cells(len(p), truth=len(y))
     if p.shape[1] != len(names) or len(set(names)) != len(names) or not len(p):
         raise EvaluationError(
-            f"one column for each of the classes, once, and one cell or more are needed; found shape {p.shape} and {len(names)} classes, "
+            f"probability needs a column for each of classes, each class once, and one cell or more; found shape {p.shape}, {len(names)} "
+            "classes, "
             f"{len(set(names))} different: {listing(names)}. Pass classes= in the order of the columns."
         )
     off = np.abs(p.sum(1) - 1)
     if p.min() < 0 or off.max() > 1e-3:
         row = int(off.argmax())
         raise EvaluationError(
-            f"probabilities of zero or more whose rows sum to 1 are needed; found a smallest of {p.min():.3g} and row {row} with the sum "
+            f"probability needs values of zero or more whose rows sum to 1; found a smallest of {p.min():.3g} and row {row} with the sum "
             f"{p[row].sum():.4g}. Pass the softmax of the logits."
         )
     missing = int(sum(v is None for v in y))
     if missing:
         raise EvaluationError(
-            f"a truth of every cell is needed; {missing} of {len(y)} are missing. Pass the rows of known truth only: truth[truth.notna()]."
+            f"truth needs a value for every cell; {missing} of {len(y)} are missing. "
+            "Keep the rows of probability and truth where truth.notna()."
         )
     if bins < 1:
-        raise EvaluationError(f"one bin or more is needed; found bins={bins}. Pass bins=15.")
+        raise EvaluationError(f"bins must be at least 1; found {bins}. Pass bins=15.")
     return p, names, y
 
 

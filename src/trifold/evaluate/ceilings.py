@@ -21,9 +21,9 @@ def halves(n: int, *, splits: int = 10, seed: int = 0) -> Iterator[tuple[Index, 
         EvaluationError: There are fewer than four cells (each half needs two), or no split is asked for.
     """
     if n < 4:
-        raise EvaluationError(f"a ceiling needs four real cells or more; found {n}. Leave this group out, or score it without a ceiling.")
+        raise EvaluationError(f"A ceiling needs four real cells or more; found {n}. Leave this group out, or score it without a ceiling.")
     if splits < 1:
-        raise EvaluationError(f"one split or more is needed; found splits={splits}. Pass splits=10.")
+        raise EvaluationError(f"splits must be at least 1; found {splits}. Pass splits=10.")
     rng = np.random.default_rng(seed)
     for _ in range(splits):
         order = rng.permutation(n)

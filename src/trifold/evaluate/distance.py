@@ -71,9 +71,7 @@ def mmd2(predicted: Any, real: Any, *, pca: PCA | None = None, bandwidth: float 
     x, y = _points(predicted, real, pca)
     sigma = median_bandwidth(y) if bandwidth is None else bandwidth
     if not sigma > 0:
-        raise EvaluationError(
-            f"a bandwidth above zero is needed; found {sigma:.3g}. Pass bandwidth= (a variance), or real cells that vary."
-        )
+        raise EvaluationError(f"bandwidth needs a variance above zero; found {sigma:.3g}. Pass bandwidth=1.0, or real cells that vary.")
 
     def kernel(d2: Points) -> Points:
         return np.asarray(np.exp(d2 / (-2 * sigma)))
@@ -93,7 +91,7 @@ def _points(predicted: Any, real: Any, pca: PCA | None) -> tuple[Points, Points]
     x, y = pair(predicted, real)
     if len(x) < 2 or len(y) < 2:
         raise EvaluationError(
-            f"a distance between samples needs two cells or more on both sides; found {len(x)} predicted and {len(y)} real. "
+            f"A distance between samples needs two cells or more on both sides; found {len(x)} predicted and {len(y)} real. "
             "Predict more cells, or score this group by its mean only."
         )
     return project(x, pca=pca), project(y, pca=pca)

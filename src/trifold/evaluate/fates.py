@@ -106,7 +106,7 @@ def _deal(clone: NDArray[Any], truth: NDArray[Any], asked: Mask, voters: Mask, f
     used = asked | voters
     names = classes(clone[used])
     if not 2 <= folds <= len(names):
-        raise EvaluationError(f"folds from 2 to the number of clones ({len(names)}) are needed; found {folds}. Lower folds=.")
+        raise EvaluationError(f"folds must lie in 2 to the number of clones ({len(names)}); found {folds}. Lower folds=, or widen query=.")
     of = {clone[i]: (not asked[i], truth[i]) for i in (*np.flatnonzero(voters), *np.flatnonzero(asked))}
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     code = {name: i % folds for i, name in enumerate(sorted(shuffled, key=lambda name: of[name]))}
@@ -120,7 +120,7 @@ def _vote(z: Points, ballot: Points, fold: NDArray[np.intp], asked: Mask, voters
         ask, vote = np.flatnonzero(asked & (fold == f)), np.flatnonzero(voters & (fold != f))
         if not 1 <= k <= len(vote):
             raise EvaluationError(
-                f"k from 1 to the number of voters in the other folds ({len(vote)}) is needed; found {k}. Lower k=, or widen reference=."
+                f"k must lie in 1 to the number of voters in the other folds ({len(vote)}); found {k}. Change k=, or widen reference=."
             )
         near = NearestNeighbors(n_neighbors=k).fit(z[vote]).kneighbors(z[ask], return_distance=False)
         votes[ask], prior[ask] = ballot[vote][near].mean(axis=1), ballot[vote].mean(axis=0)
@@ -197,19 +197,18 @@ def _check(truth: NDArray[Any], has_clone: Mask, asked: Mask, voters: Mask) -> N
     orphans = int(((asked | voters) & ~has_clone).sum())
     if orphans:
         raise EvaluationError(
-            f"a clone for every cell that is predicted or votes is needed; {orphans} have none. "
-            "Take them out: query=query & obs['clone'].notna()."
+            f"clones needs a clone for every cell that is predicted or votes; {orphans} have none. "
+            "Take them out of query= and reference=: query & obs['clone'].notna()."
         )
     words = sorted({v for v in truth[asked | voters] if isinstance(v, str) and v.strip().lower() in NOT_A_FATE})
     if words:
         raise EvaluationError(
-            f"fates, with None or NaN where unknown, are needed; found the label {words[0]!r}. Pass fates.where(fates != {words[0]!r})."
+            f"fates needs None or NaN where a fate is unknown; found the label {words[0]!r}. Pass fates.where(fates != {words[0]!r})."
         )
     found = classes(truth[asked])
     if len(found) < 2:
         raise EvaluationError(
-            f"query cells of two known fates or more are needed; found {int(asked.sum())} cells with {listing(found) or 'none'}. "
-            "Widen query=."
+            f"query needs cells of two known fates or more; found {int(asked.sum())} cells with {listing(found) or 'none'}. Widen query=."
         )
 
 

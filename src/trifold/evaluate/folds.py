@@ -92,15 +92,13 @@ def make_fold(
     for name, col, value in ((group, groups, held), (condition, conditions, source), (condition, conditions, target)):
         needs(name, col, value)
     if source == target:
-        raise EvaluationError(
-            f"two conditions are needed; source and target are both {source!r}. Pass target= another value of {condition!r}."
-        )
+        raise EvaluationError(f"source and target must differ; both are {source!r}. Pass target= another value of {condition!r}.")
     own = groups == held
     out = own & (conditions == target)
     real, control = np.flatnonzero(out & trusted), np.flatnonzero(own & (conditions == source) & trusted)
     if len(real) < 2 or len(control) < 2:
         raise EvaluationError(
-            f"two cells or more under source and target are needed to score {held!r}; found {len(control)} under {source!r} and "
+            f"{held!r} needs two cells or more under source and target to be scored; found {len(control)} under {source!r} and "
             f"{len(real)} under {target!r}. Leave this group out of groups=."
         )
     if kind is None:
@@ -164,6 +162,6 @@ def mask_of(score_mask: Any, n: int) -> NDArray[np.bool_]:
     if mask.shape != (n,) or mask.dtype != bool:
         raise EvaluationError(
             f"score_mask needs one boolean for each of {n} cells; found {mask.dtype} of shape {mask.shape}. "
-            "Pass (adata.obs['label_source'] == 'GEO').to_numpy()."
+            "Pass score_mask=(adata.obs['label_source'] == 'GEO').to_numpy()."
         )
     return mask

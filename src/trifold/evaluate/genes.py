@@ -36,7 +36,11 @@ def variable_genes(data: Any, k: int = 2000, *, kind: Kind = "counts", layer: st
     """
     x = matrix(data, layer=layer)
     if k < 1:
-        raise EvaluationError(f"one gene or more must be chosen; found n_top_genes={k}. Pass n_top_genes=2000.")
+        raise EvaluationError(
+            f"The number of variable genes must be at least 1; found {k}. "
+            "Pass n_top_genes=2000; to variable_genes, k=2000; on the command line, "
+            "--genes 2000."
+        )
     if k >= x.shape[1]:
         return np.arange(x.shape[1])
     if kind == "real":
@@ -79,14 +83,14 @@ def paired_means(
     groups, conditions = labels(groups), labels(conditions)
     if not len(groups) == len(conditions) == x.shape[0]:
         raise EvaluationError(
-            f"one group and one condition per cell are needed; found {len(groups)} and {len(conditions)} for {x.shape[0]} cells. "
+            f"groups and conditions need one label for each of {x.shape[0]} cells; found {len(groups)} and {len(conditions)}. "
             "Pass the labels of the same cells."
         )
     with_source, with_target = set(groups[conditions == source]), set(groups[conditions == target])
     names = sorted((v for v in with_source & with_target if v is not None and v != held), key=str)
     if not names:
         raise EvaluationError(
-            f"another group with cells under both {source!r} and {target!r} is needed; found none beside {held!r}. "
+            f"Another group with cells under both {source!r} and {target!r} is needed; found none beside {held!r}. "
             "Check source= and target=, or hold out a group of a crossed design."
         )
     return (
@@ -105,7 +109,7 @@ def labels(values: Any) -> NDArray[Any]:
 
 def _means(x: Matrix, groups: NDArray[Any], names: list[Any], keep: NDArray[np.bool_]) -> NDArray[np.float64]:
     """[k, g] mean of each group's kept cells: one product with a [k, n] averaging matrix."""
-    code = pd.Categorical(groups, categories=names).codes
+    code = pd.Index(names, dtype=object).get_indexer(groups)  # -1 of another group, or none
     cells = np.flatnonzero(keep & (code >= 0))
     row = code[cells]
     weight = (1.0 / np.bincount(row, minlength=len(names)))[row]

@@ -81,7 +81,9 @@ def integration(
     if controls:
         methods |= _controls(pre, types, taken=list(methods), seed=seed)
     if not methods:
-        raise EvaluationError("one latent or more is needed; found none and controls=False. Pass latents={'name': model.latent(adata)}.")
+        raise EvaluationError(
+            "latents needs one latent or more; found none, and controls=False. Pass latents={'name': model.latent(adata)}."
+        )
     table = pd.DataFrame.from_dict({name: kind.measure(z, pre, batches, types, seed) for name, z in methods.items()}, orient="index")
     table = table[[*kind.BATCH, *kind.BIO, *(c for c in table.columns if c not in kind.BATCH + kind.BIO)]]
     table["batch"] = table[list(kind.BATCH)].mean(axis=1, skipna=False)
@@ -136,12 +138,12 @@ def _codes(obs: pd.DataFrame, column: str, rows: Index, *, role: str) -> Codes:
     missing = int(sum(v is None for v in values))
     if missing:
         raise EvaluationError(
-            f"a {role} of every scored cell is needed; {column!r} is missing for {missing} of {len(rows)}. "
+            f"{role}= needs a value for every scored cell; {column!r} is missing for {missing} of {len(rows)}. "
             f"Pass where=obs[{column!r}].notna()."
         )
     if len(names) < 2:
         raise EvaluationError(
-            f"two values or more of {role} {column!r} are needed; found {listing(names) or 'none'} in {len(rows)} scored cells. "
+            f"{role}= needs a column of two values or more; {column!r} has {listing(names) or 'none'} in {len(rows)} scored cells. "
             f"Pass another {role}=, or widen where=."
         )
     return np.asarray(pd.Categorical(values, categories=names).codes, dtype=np.intp)
@@ -151,7 +153,7 @@ def _check_crossed(batches: Codes, types: Codes, *, batch: str, label: str) -> N
     crossed: NDArray[Any] = np.unique(np.column_stack([types, batches]), axis=0)
     if len(crossed) == types.max() + 1:
         raise EvaluationError(
-            f"a {label!r} with cells in two of {batch!r} or more is needed; found each in one only, so that mixing would destroy it. "
+            f"label= needs a {label!r} with cells in two of {batch!r} or more; found each in one only, so that mixing would destroy it. "
             "Pass a coarser label=, or batches that share labels."
         )
 

@@ -82,7 +82,7 @@ def unseen(
     own, other = _split(s, z, groups, target, k)
     diameter = float(pdist(s[own]).mean())
     if not diameter > 0:
-        raise EvaluationError(f"cells of {target!r} that differ are needed in seen; found all in one place. Leave out another class.")
+        raise EvaluationError(f"seen needs cells of {target!r} that differ; found all in one place. Leave out another class.")
     moved = align(z, s, on=other)
     away_by = float(np.linalg.norm(moved[own] - s[own], axis=1).mean())
     used = s[own | other]
@@ -140,7 +140,7 @@ def leave_classes_out(
     """
     groups, x = column_of(data, column), cells(data)
     if not len(seeds):
-        raise EvaluationError("one seed or more is needed; found none. Pass seeds=(0, 1, 2).")
+        raise EvaluationError("seeds needs one seed or more; found none. Pass seeds=(0, 1, 2).")
     rows, chosen = [], _chosen(groups, column, classes)
     for seed in seeds:
         whole = method(data.copy(), seed)
@@ -167,7 +167,7 @@ def align(left: Points, seen: Points, *, on: NDArray[np.bool_]) -> Points:
     u, values, vt = np.linalg.svd(a.T @ b)
     if not size > 0 or not values.sum() > 0:
         raise EvaluationError(
-            "coordinates of the other classes that vary are needed in left and in seen; found all in one place. "
+            "left and seen need coordinates of the other classes that vary; found all in one place. "
             "The model has collapsed: train it again with another seed or a weaker prior."
         )
     return (left - from_) @ (u @ vt) * (values.sum() / size) + to
@@ -177,17 +177,18 @@ def _split(s: Points, z: Points, groups: NDArray[Any], target: Any, k: int) -> t
     """Masks of the target's cells and of the other classes' cells, checked."""
     same_cells(len(s), left=len(z), labels=len(groups))
     if s.shape != z.shape:
-        raise EvaluationError(f"seen and left need as many coordinates; found {s.shape[1]} and {z.shape[1]}. Fit both with one size.")
+        raise EvaluationError(f"seen and left need the same number of coordinates; found {s.shape[1]} and {z.shape[1]}. Fit both alike.")
     own = groups == target
     other = ~own & np.asarray([v is not None for v in groups], dtype=bool)
     if own.sum() < 2:
         names = classes(groups)
         raise EvaluationError(
-            f"two cells or more of {target!r} are needed; found {int(own.sum())}.{suggest(target, names)} The labels are: {listing(names)}."
+            f"target={target!r} needs two cells or more; found {int(own.sum())}.{suggest(target, names)} The labels are: {listing(names)}."
         )
     least, found = max(k, s.shape[1] + 1), int(other.sum())
     if k < 1 or found < least:
-        raise EvaluationError(f"k of 1 or more and {least} cells of other classes are needed; found k={k} and {found} cells. Change k=.")
+        fix = "Pass k=15." if k < 1 else "Lower k=, or pass more cells of other classes."
+        raise EvaluationError(f"k must be at least 1, with {least} cells of other classes or more; found k={k} and {found} cells. {fix}")
     return own, other
 
 
@@ -211,9 +212,7 @@ def _overlap(a: Points, b: Points) -> float:
 def _ratio(error: tuple[float, float]) -> float:
     left, seen = (float(v) for v in error)
     if not (np.isfinite([left, seen]).all() and left >= 0 and seen > 0):
-        raise EvaluationError(
-            f"errors (left, seen) of zero or more, seen above zero, are needed; found ({left:.3g}, {seen:.3g}). Check error=."
-        )
+        raise EvaluationError(f"error needs (left, seen) of zero or more, seen above zero; found ({left:.3g}, {seen:.3g}). Check error=.")
     return left / seen
 
 
@@ -224,10 +223,12 @@ def _chosen(groups: NDArray[Any], name: str, wanted: Sequence[Any] | None) -> li
         needs(name, groups, value)
     thin = [v for v in found if (groups == v).sum() < 2]
     if wanted is None and thin:
-        warnings.warn(f"not left out, with one cell only: {listing(thin)}. Name classes= to choose.", TrifoldWarning, stacklevel=3)
+        warnings.warn(f"Not left out, with one cell only: {listing(thin)}. Name classes= to choose.", TrifoldWarning, stacklevel=3)
     chosen = [v for v in found if v not in thin] if wanted is None else list(wanted)
     if not chosen or len(found) < 2:
-        raise EvaluationError(f"two classes and one to leave out are needed; found {listing(found) or 'none'}. Check column={name!r}.")
+        raise EvaluationError(
+            f"column={name!r} needs two classes, and one to leave out; found {listing(found) or 'none'}. Pass another column=, or classes=."
+        )
     return chosen
 
 

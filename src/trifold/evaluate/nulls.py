@@ -111,12 +111,12 @@ def _known(x: Matrix, groups: Any, conditions: Any, held: Any, source: Any, targ
     leaked = int(((groups == held) & (conditions == target)).sum())
     if leaked:
         raise EvaluationError(
-            f"training cells without {held!r} under {target!r} are needed; found {leaked} of these, which are to be predicted. "
+            f"Training cells must not hold {held!r} under {target!r}, which is to be predicted; found {leaked} such cells. "
             "Pass x[train] and the labels of the training cells."
         )
     own = (groups == held) & (conditions == source)
     if not own.any():
-        raise EvaluationError(f"control cells of {held!r} under {source!r} are needed; found none. Check held= and source=.")
+        raise EvaluationError(f"A null needs control cells of {held!r} under {source!r}; found none. Check held= and source=.")
     return _Known(dense(x[np.flatnonzero(own)]), names, at_source, at_target - at_source)
 
 

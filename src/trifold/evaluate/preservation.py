@@ -97,7 +97,7 @@ def condition(metric: Any) -> float:
     if g.ndim != 3 or g.shape[1] != g.shape[2] or 0 in g.shape or not np.isfinite(g).all():
         finite = "finite" if np.isfinite(g).all() else "not finite"
         raise EvaluationError(
-            f"finite metrics [n, d, d] of one cell or more are needed; found shape {g.shape}, {finite}. For one cell pass metric[None]."
+            f"metric needs finite values [n, d, d] of one cell or more; found shape {g.shape}, {finite}. For one cell pass metric[None]."
         )
     return float(np.median(np.linalg.cond(g)))
 
@@ -112,8 +112,12 @@ def cells(data: Any) -> Matrix:
     if not sp.issparse(x):
         return dense(x)
     if not np.isfinite(x.data).all():
-        count = int((~np.isfinite(x.data)).sum())
-        raise EvaluationError(f"finite values are needed; {count} stored ones are NaN or infinite. Drop these cells or genes.")
+        bad = np.flatnonzero(~np.isfinite(x.data))
+        row, gene = int(np.searchsorted(x.indptr, bad[0], side="right")) - 1, x.indices[bad[0]]
+        raise EvaluationError(
+            f"Finite values are needed; {len(bad)} stored ones are NaN or infinite (first: row {row}, gene {gene}). "
+            "Drop these cells or genes."
+        )
     return x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32)
 
 
@@ -176,9 +180,7 @@ def same_cells(n: int, **sizes: int) -> None:
     """
     for name, size in sizes.items():
         if size != n:
-            raise EvaluationError(
-                f"one row of {name} for each of {n} cells is needed; found {size}. Pass {name}= of the same cells in order."
-            )
+            raise EvaluationError(f"{name} needs one row for each of {n} cells, in their order; found {size}. Pass that of the same cells.")
 
 
 def _ranks(x: Matrix, rows: Index, k: int) -> tuple[Index, Index]:
@@ -222,10 +224,11 @@ def _check(z: Points, x: Matrix, k: int, pairs: int) -> None:
     same_cells(len(z), data=x.shape[0])
     if not 1 <= k < len(z) / 2:
         raise EvaluationError(
-            f"k from 1 to under half of the {len(z)} cells is needed; found {k}. Pass k={max(1, min(15, (len(z) - 1) // 2))}."
+            f"k must lie in 1 to under half of the {len(z)} cells; found {k}. Pass k={max(1, min(15, (len(z) - 1) // 2))}."
         )
     if pairs < 1 or not z.shape[1] or not x.shape[1]:
         raise EvaluationError(
-            f"one pair, one coordinate and one gene or more are needed; found pairs={pairs}, latent {z.shape} and data {x.shape}. "
+            f"pairs must be at least 1, and latent and data have a column or more; found pairs={pairs}, latent {z.shape} and data "
+            f"{x.shape}. "
             "Pass pairs=20_000 and matrices [n, d] and [n, g]."
         )

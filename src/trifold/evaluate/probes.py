@@ -80,7 +80,7 @@ def probes(
         for fit, _ in splits:
             if not len(fit) or (kind == "category" and len(np.unique(y[fit])) < 2):
                 raise EvaluationError(
-                    f"training cells with two values of {column!r} or more are needed; found "
+                    f"Training cells need two values of {column!r} or more; found "
                     f"{len(np.unique(y[fit]))} in {len(fit)} cells. Pass train= that holds more of them, or neither mask."
                 )
         chance = _chance(kind, y, splits, None if within is None else _codes(obs[within].iloc[rows[known]]))
@@ -110,7 +110,7 @@ def leakage(table: pd.DataFrame) -> pd.DataFrame:
     needed = ("latent", "column", "probe", "accuracy", "balanced_accuracy", "chance", "balanced_chance")
     missing = [c for c in needed if c not in table.columns]
     if missing:
-        raise EvaluationError(f"the table of probes is needed; found no {listing(missing)}. Pass its result unchanged.")
+        raise EvaluationError(f"table must be what probes gives; found no column {listing(missing)}. Pass leakage(probes(...)).")
     pairs = [(f"{b}leakage{w}", f"{b}accuracy", f"{b}chance{w}") for w in ("", "_within") for b in ("", "balanced_")]
     above = {name: table[score] - table[chance] for name, score, chance in pairs if chance in table.columns}
     return table[["latent", "column"]].assign(**above).groupby(["latent", "column"], sort=False).max()
@@ -228,7 +228,7 @@ def _cells(n: int, train: Any, test: Any, *, seed: int) -> tuple[Index, NDArray[
     overlap = int((learned & scored).sum())
     if given and (overlap or not learned.any() or not scored.any()):
         raise EvaluationError(
-            f"training and test cells that do not overlap are needed; found {int(learned.sum())} and {int(scored.sum())}, "
+            f"train= and test= need cells each, and none in common; found {int(learned.sum())} and {int(scored.sum())}, "
             f"{overlap} in both. Pass test=~train."
         )
     rows = np.flatnonzero(learned | scored)
@@ -244,7 +244,7 @@ def _target(values: pd.Series, column: str) -> tuple[str, NDArray[Any]]:
     different = len(np.unique(y[np.isfinite(y)] if number else y[y >= 0]))
     if different < 2:
         raise EvaluationError(
-            f"a column with two values or more is needed; {column!r} has {different} in these cells. Leave it out of columns=."
+            f"columns needs columns of two values or more; {column!r} has {different} in these cells. Leave it out of columns=."
         )
     return ("number" if number else "category"), y
 
@@ -259,10 +259,11 @@ def _check(latents: Mapping[str, Any], obs: pd.DataFrame, columns: Sequence[str]
     if isinstance(columns, str) or not len(columns) or not latents:
         fix = f"columns=[{columns!r}]" if isinstance(columns, str) else "latents={'name': z} and columns=['batch']"
         raise EvaluationError(
-            f"one latent or more and a list of one column or more are needed; found {len(latents)} and columns={columns!r}. Pass {fix}."
+            f"latents needs one latent or more, and columns a list of one or more; found {len(latents)} and columns={columns!r}. "
+            f"Pass {fix}."
         )
     for column in (*columns, *(() if within is None else (within,))):
         if column not in obs.columns:
             raise EvaluationError(f"obs has no column {column!r}.{suggest(column, obs.columns)} It has: {listing(obs.columns)}.")
     if not 2 <= folds <= len(obs):
-        raise EvaluationError(f"folds from 2 to the {len(obs)} cells are needed; found {folds}. Pass folds=5.")
+        raise EvaluationError(f"folds must lie in 2 to the {len(obs)} cells; found {folds}. Pass folds=5.")

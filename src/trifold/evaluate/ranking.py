@@ -32,7 +32,7 @@ def de_genes(cells: Any, control: Any, *, k: int = 100, test: str = "t-test") ->
 
     a, b = pair(cells, control)
     if min(len(a), len(b)) < 2:
-        raise EvaluationError(f"a test needs two cells or more on both sides; found {len(a)} and {len(b)}. Predict more cells.")
+        raise EvaluationError(f"A test needs two cells or more on both sides; found {len(a)} and {len(b)}. Predict more cells.")
     x = np.concatenate([a, b]).astype(np.float32)
     names = [str(i) for i in range(len(x))]
     obs = pd.DataFrame({"side": pd.Categorical(["cells"] * len(a) + ["control"] * len(b))}, index=names)
@@ -107,7 +107,7 @@ def discrimination(predicted: Any, real: Any, *, metric: str = "euclidean") -> N
     p, r = pair(predicted, real)
     if len(p) != len(r) or len(p) < 2:
         raise EvaluationError(
-            f"one predicted and one real mean for each of two targets or more are needed; found {len(p)} and {len(r)}. "
+            f"discrimination needs one predicted and one real mean for each of two targets or more; found {len(p)} and {len(r)}. "
             "Pass one row per target."
         )
     d = cdist(p.astype(np.float64), r.astype(np.float64), metric)

@@ -154,7 +154,7 @@ def bootstrap(metric: Callable[[Any, Any], float], predicted: Any, real: Any, *,
         EvaluationError: The genes differ in number, there are no cells, or ``times`` is under two.
     """
     if times < 2:
-        raise EvaluationError(f"two resamples or more are needed; found times={times}. Pass times=100.")
+        raise EvaluationError(f"times must be at least 2 resamples; found {times}. Pass times=100.")
     p, r = pair(predicted, real)
     rng = np.random.default_rng(seed)
     values = [metric(p[rng.integers(len(p), size=len(p))], r[rng.integers(len(r), size=len(r))]) for _ in range(times)]
@@ -174,7 +174,7 @@ def pair(predicted: Any, real: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         )
     if not (len(p) and len(r)):
         raise EvaluationError(
-            f"one cell or more is needed on both sides; found {len(p)} predicted and {len(r)} real. Check the group's name."
+            f"predicted and real need one cell or more each; found {len(p)} predicted and {len(r)} real. Check the group's name."
         )
     return p, r
 

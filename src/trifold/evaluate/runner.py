@@ -153,17 +153,17 @@ def _answer(answer: Any, fold: Fold, name: str) -> Values:
         missing = set(wanted) - set(values.var_names)
         if missing:
             raise EvaluationError(
-                f"the prediction of {name!r} needs all {len(wanted)} genes of the training cells; it lacks {listing(sorted(missing))}. "
+                f"The prediction of {name!r} needs all {len(wanted)} genes of the training cells; it lacks {listing(sorted(missing))}. "
                 "Return an AnnData with the var_names of train."
             )
         values = values[:, wanted] if list(values.var_names) != wanted else values
     try:
         out = dense(values if isinstance(answer, InScoreSpace) else to_score(values, kind=fold.kind))
     except EvaluationError as error:
-        raise EvaluationError(f"the prediction of {name!r} for {fold.group!r} cannot be scored: {error}") from error
+        raise EvaluationError(f"The prediction of {name!r} for {fold.group!r} cannot be scored: {error}") from error
     if out.shape[1] != fold.real.shape[1] or len(out) < 2:
         raise EvaluationError(
-            f"the prediction of {name!r} for {fold.group!r} needs two cells or more x {fold.real.shape[1]} genes; found shape {out.shape}. "
+            f"The prediction of {name!r} for {fold.group!r} needs two cells or more x {fold.real.shape[1]} genes; found shape {out.shape}. "
             "Return one row per control cell with the genes of train."
         )
     return out
@@ -198,12 +198,12 @@ def _scorable(
     chosen = {v: own for v, own in chosen.items() if own}
     if thin and (groups is not None or not chosen):
         raise EvaluationError(
-            f"{least} trusted cells under source and target are needed to score a group; found too few in {listing(thin)}. "
+            f"To score a group, {least} trusted cells under source and under target are needed; found too few in {listing(thin)}. "
             "Lower min_cells=, or leave these out of groups=."
         )
     if thin:
         warnings.warn(
-            f"left out, with under {least} trusted cells under source or target: {listing(thin)}. Name groups= to choose them yourself.",
+            f"Left out, with under {least} trusted cells under source or target: {listing(thin)}. Name groups= to choose them yourself.",
             TrifoldWarning,
             stacklevel=3,
         )
@@ -215,7 +215,10 @@ def _check_names(methods: Mapping[str, Any], nulls: Mapping[str, Any], seeds: Se
     clash = sorted(set(methods) & taken)
     if clash:
         raise EvaluationError(
-            f"names of methods must differ from those of nulls and ceiling; found {listing(clash)}. Rename them in predict=."
+            f"predict needs names of methods that are not those of nulls and ceiling; found {listing(clash)}. Rename them."
         )
     if not len(seeds) or not len(targets):
-        raise EvaluationError(f"one seed and one target or more are needed; found {len(seeds)} and {len(targets)}. Pass seeds=(0, 1, 2).")
+        raise EvaluationError(
+            f"seeds and target need one value or more each; found {len(seeds)} and {len(targets)}. "
+            "Pass seeds=(0, 1, 2), target='stimulated'."
+        )

@@ -54,7 +54,7 @@ def measure(z: Points, before: Points, batch: Codes, label: Codes, seed: int) ->
     """
     if len(z) <= NEIGHBOURS:
         raise EvaluationError(
-            f"more than {NEIGHBOURS} cells are needed for the neighbours of scib-metrics; found {len(z)}. Pass metrics='light'."
+            f"metrics='scib' needs more than {NEIGHBOURS} cells, for its neighbours; found {len(z)}. Pass metrics='light'."
         )
     with _left_as_found():
         scib = _package()
@@ -103,7 +103,7 @@ def _package() -> Any:
     except ImportError as missing:
         raise EvaluationError(
             f"metrics='scib' needs the package scib-metrics; found none that can be imported ({missing}). "
-            'Type pip install "trifold[integration]", or pass metrics="light".'
+            "Pass metrics='light', or type: pip install 'trifold[integration]'"
         ) from missing
     logging.getLogger("scib_metrics").setLevel(logging.ERROR)  # it prints at INFO
     return scib

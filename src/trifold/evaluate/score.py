@@ -27,7 +27,7 @@ def higher_is_better(metric: str) -> bool:
     if metric.startswith(LOWER):
         return False
     raise EvaluationError(
-        f"a metric whose direction is known is needed; found {metric!r}. Begin its name with one of {', '.join(HIGHER + LOWER)}."
+        f"metric needs a name whose direction is known; found {metric!r}. Begin it with one of {', '.join(HIGHER + LOWER)}."
     )
 
 

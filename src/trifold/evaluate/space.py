@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from trifold.errors import EvaluationError
+from trifold.errors import EvaluationError, listing, suggest
 
 Matrix = Any  # [n, g] numpy array or scipy sparse matrix
 Kind = Literal["counts", "real"]
@@ -30,14 +30,15 @@ def matrix(data: Any, *, layer: str | None = None) -> Matrix:
     if hasattr(data, "obs") and hasattr(data, "layers"):
         if layer is not None and layer not in data.layers:
             raise EvaluationError(
-                f"layer {layer!r} is needed; the AnnData has {sorted(map(str, data.layers)) or 'none'}. Pass layer=None for X."
+                f"The AnnData has no layer {layer!r}.{suggest(layer, data.layers)} It has: {listing(data.layers) or 'none'}. "
+                "Pass layer=None for X."
             )
         data = data.X if layer is None else data.layers[layer]
     if sp.issparse(data):
         return data.tocsr()
     values = np.asarray(data)
     if values.ndim != 2:
-        raise EvaluationError(f"a matrix of cells x genes is needed; found shape {values.shape}. For one cell pass x[None, :].")
+        raise EvaluationError(f"A matrix of cells x genes is needed; found shape {values.shape}. For one cell pass x[None, :].")
     return values
 
 
@@ -54,7 +55,7 @@ def dense(data: Any) -> Values:
         row, gene = np.argwhere(~np.isfinite(x))[0]
         count = int((~np.isfinite(x)).sum())
         raise EvaluationError(
-            f"finite values are needed; {count} are NaN or infinite (first: row {row}, gene {gene}). "
+            f"Finite values are needed; {count} are NaN or infinite (first: row {row}, gene {gene}). "
             "Drop these cells, or repair the prediction."
         )
     return np.asarray(x)
@@ -85,7 +86,7 @@ def lognorm(data: Any, target_sum: float = 1e4, *, layer: str | None = None) -> 
     stored = x.data if sp.issparse(x) else x
     if stored.size and not (np.isfinite(stored).all() and stored.min() >= 0):
         raise EvaluationError(
-            f"counts of zero or more are needed; found a smallest value of {stored.min():.3g}. "
+            f"Counts of zero or more are needed; found a smallest value of {stored.min():.3g}. "
             "Pass kind='real' for real-valued data, or wrap a log-normalised prediction in InScoreSpace(...)."
         )
     total = np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
@@ -134,7 +135,7 @@ def fit_pca(x: Matrix, components: int = 30, *, seed: int = 0) -> PCA:
     """
     n, g = x.shape
     if n < 2:
-        raise EvaluationError(f"a PCA needs two cells or more; found {n}. Pass the real cells of all groups.")
+        raise EvaluationError(f"A PCA needs two cells or more; found {n}. Pass the real cells of all groups.")
     if sp.issparse(x) and components >= min(n - 1, g):  # ARPACK finds no full set, and this matrix has a short side
         x = x.toarray()
     components = max(1, min(components, n - 1, g))

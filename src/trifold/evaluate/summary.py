@@ -47,7 +47,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """
     _check(table)
     if not (table["kind"] == "model").any():
-        raise EvaluationError("a model's scores are needed for a summary; found nulls and ceilings only. Use averages(table).")
+        raise EvaluationError("summary needs the scores of a model; found nulls and ceilings only. Use averages(table).")
     rows = []
     for metric in dict.fromkeys(table["metric"].tolist()):
         here = table[table["metric"] == metric]
@@ -78,4 +78,4 @@ def _check(table: pd.DataFrame) -> None:
     missing = [c for c in NEEDED if c not in table.columns]
     if missing or table.empty:
         found = "no rows" if not missing else f"no {listing(missing)}"
-        raise EvaluationError(f"the table of leave_combinations_out is needed; found {found}. Pass its result unchanged.")
+        raise EvaluationError(f"table must be what leave_combinations_out gives; found {found}. Pass its result unchanged.")

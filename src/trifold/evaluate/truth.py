@@ -28,16 +28,16 @@ def log_change(mean: Any, base: Any, *, pseudocount: float = 0.01) -> NDArray[np
     a, b = np.asarray(mean, dtype=np.float64), np.asarray(base, dtype=np.float64)
     if a.shape != b.shape:
         raise EvaluationError(
-            f"both means need the same shape; found {a.shape} and {b.shape}. Average cells first, or pass the same cells."
+            f"mean and base need the same shape; found {a.shape} and {b.shape}. Average cells first, or pass the same cells."
         )
     for side in (a, b):
         if not np.isfinite(side).all() or side.min(initial=0) < 0:
             raise EvaluationError(
-                f"expected counts of zero or more are needed; found {np.nanmin(side):.3g} at least, or values that are not finite. "
+                f"mean and base need expected counts of zero or more; found {np.nanmin(side):.3g} at least, or values that are not finite. "
                 "Pass means before any logarithm."
             )
     if not pseudocount > 0:
-        raise EvaluationError(f"a pseudocount above zero is needed; found {pseudocount}. Pass pseudocount=0.01.")
+        raise EvaluationError(f"pseudocount must be above zero; found {pseudocount}. Pass pseudocount=0.01.")
     return np.asarray(np.log(a + pseudocount) - np.log(b + pseudocount))
 
 
@@ -66,11 +66,13 @@ def mean_error(predicted: Any, true: Any, base: Any, *, kind: Kind = "counts", p
         p, t = (np.asarray(v, dtype=np.float64) - np.asarray(base, dtype=np.float64) for v in (predicted, true))
     else:
         raise EvaluationError(
-            f"all means need the same shape; found {np.shape(predicted)}, {np.shape(true)} and {np.shape(base)}. "
+            f"predicted, true and base need the same shape; found {np.shape(predicted)}, {np.shape(true)} and {np.shape(base)}. "
             "Pass the same cells or genes."
         )
     if not (np.isfinite(p).all() and np.isfinite(t).all()):
-        raise EvaluationError("finite means are needed; found NaN or infinity. Drop these cells, or repair the prediction.")
+        raise EvaluationError(
+            "predicted, true and base need finite means; found NaN or infinity. Drop these cells, or repair the prediction."
+        )
     per_cell = [correlation(a, b) for a, b in zip(np.atleast_2d(p), np.atleast_2d(t), strict=True)]
     return {
         "rmse_change": float(np.sqrt(np.mean((p - t) ** 2))),

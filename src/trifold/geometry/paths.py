@@ -118,7 +118,7 @@ def straightness(f: Any, a: Tensor, b: Tensor) -> Tensor:
 def _ends(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     a, b = points_of(a), points_of(b)
     if a.shape != b.shape:
-        raise ShapeError(f"A path needs as many ends as beginnings, [n, d] each; found {tuple(a.shape)} and {tuple(b.shape)}.")
+        raise ShapeError(f"A path needs as many ends b as beginnings a, [n, d] each; found a {tuple(a.shape)} and b {tuple(b.shape)}.")
     return a, b
 
 

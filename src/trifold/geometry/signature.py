@@ -46,7 +46,10 @@ def signature(f: Any, z: Any, direction: Any) -> Signature:
     if not isinstance(f, Sequence):
         f, z, direction = [f], [z], [direction]
     if not (len(f) == len(z) == len(direction) > 0):
-        raise ShapeError(f"signature needs one set of points and one direction per map; found {len(f)}, {len(z)} and {len(direction)}.")
+        raise ShapeError(
+            f"signature needs one set of points z and one direction for each map f; found {len(f)} maps, {len(z)} sets and "
+            f"{len(direction)} directions. Pass lists of one length."
+        )
     changes = torch.stack([_change(*one) for one in zip(f, z, direction, strict=True)])
     mean = changes.mean(0)
     error = changes.std(0) / len(changes) ** 0.5 if len(changes) > 1 else torch.full_like(mean, torch.nan)
@@ -56,7 +59,7 @@ def signature(f: Any, z: Any, direction: Any) -> Signature:
 def _change(f: Any, z: Tensor, direction: Tensor) -> Tensor:
     surface, z = surface_of(f), points_of(z)
     if direction.shape not in {(z.shape[1],), tuple(z.shape)}:
-        raise ShapeError(f"A direction needs shape ({z.shape[1]},) or {tuple(z.shape)}, as the points; found {tuple(direction.shape)}.")
+        raise ShapeError(f"direction needs shape ({z.shape[1]},) or {tuple(z.shape)}, as the points; found {tuple(direction.shape)}.")
     with torch.no_grad(), full(z):
         slope = local(surface, z).slope
         tangent = (direction.to(z).expand_as(z)[:, None] @ slope)[:, 0].mean(0)

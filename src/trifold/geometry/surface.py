@@ -123,7 +123,7 @@ def points_of(z: Tensor) -> Tensor:
     if not isinstance(z, Tensor) or z.ndim != 2 or z.shape[1] < 1 or not z.is_floating_point():
         found = f"a tensor {tuple(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else type(z).__name__
         raise ShapeError(
-            f"Geometry needs points as a floating-point tensor [n, d]; found {found}. Pass torch.as_tensor(z), one point a row."
+            f"Geometry needs points as a floating-point tensor [n, d]; found {found}. Pass torch.as_tensor(z, dtype=torch.float32)."
         )
     return z
 
@@ -134,7 +134,10 @@ def inner(left: Tensor, gram: Tensor | None) -> Tensor:
 
 
 def _centring(surface: Surface) -> Tensor:
-    raise SpecError("A centred surface needs weight=; without a last linear map, take the mean over genes out inside features.")
+    raise SpecError(
+        "A surface with centred=True needs weight=, its last linear map; found weight=None. "
+        "Pass centred=False, and take the mean over genes out inside features."
+    )
 
 
 def full(z: Tensor) -> Any:

@@ -58,6 +58,6 @@ def role_of(schema: Schema, name: str | None) -> str | None:
             return role
     known = [*schema.roles, *(c.name for columns in schema.roles.values() for c in columns)]
     raise SchemaError(
-        f"within={name!r} is neither a role nor a column of the schema.{suggest(name, known)} It has: {', '.join(known)}. "
-        f"Make it with Schema.of(data, ..., label={name!r})."
+        f"within={name!r} is neither a role nor a column of the schema.{suggest(name, known)} It has: {', '.join(known) or 'none'}. "
+        f"Make the schema with Schema.of(data, ..., label={name!r})."
     )

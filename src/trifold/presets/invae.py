@@ -185,7 +185,8 @@ def _check(
 ) -> None:
     if not schema.roles.get("spurious"):
         raise SchemaError(
-            "invae needs a spurious role (batch, donor, site); this schema has none. Make it with Schema.of(data, spurious=...)."
+            "invae needs a spurious role (batch, donor, site); this schema has none. "
+            "Make it with Schema.of(data, spurious=<column of obs>)."
         )
     if prior not in PRIORS:
         raise SpecError(f"prior needs 'gaussian' or 'energy'; found {prior!r}.{suggest(prior, PRIORS)}")
@@ -197,7 +198,7 @@ def _check(
         for name, asked in (("prior='energy'", prior == "energy"), ("label_dropout", label_dropout is not None)):
             if asked:
                 raise SchemaError(
-                    f"{name} needs an invariant role; this schema has none. Make it with Schema.of(data, ..., invariant=...)."
+                    f"{name} needs an invariant role; this schema has none. Make it with Schema.of(data, ..., invariant=<column of obs>)."
                 )
     for name, value, least in (
         ("invariant", chosen["invariant"], 1),
@@ -211,4 +212,4 @@ def _check(
         if value < least:
             raise SpecError(f"invae needs {name} >= {least}; found {value}.")
     if not chosen["hidden"]:
-        raise SpecError("invae needs at least one hidden layer; found hidden=().")
+        raise SpecError("invae needs at least one hidden layer; found hidden=(). Pass hidden=(128, 128).")

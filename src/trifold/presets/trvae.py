@@ -161,4 +161,4 @@ def _check(chosen: Mapping[str, Any], *, rank: int, shrinkage: float) -> None:
         if value < least:
             raise SpecError(f"trvae needs {name} >= {least}; found {value}.")
     if not chosen["hidden"]:
-        raise SpecError("trvae needs at least one hidden layer, whose activations are matched; found hidden=().")
+        raise SpecError("trvae needs at least one hidden layer, whose activations are matched; found hidden=(). Pass hidden=(128, 128).")

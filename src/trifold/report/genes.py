@@ -88,7 +88,7 @@ def genes_of(path: AnnData, genes: Sequence[str] | None, top: int) -> list[str]:
     chosen = list(most_changed(path, top).index) if genes is None else list(genes)
     for gene in chosen:
         if gene not in path.var_names:
-            raise SchemaError(f"The path has no gene {gene!r}.{suggest(gene, path.var_names)} It has {path.n_vars:,}.")
+            raise SchemaError(f"The path has no gene {gene!r}.{suggest(gene, path.var_names)} It has {path.n_vars:,} genes.")
     if not chosen:
         raise SpecError("plot_genes needs at least one gene; found none. Pass top=12, or genes=[...].")
     return chosen

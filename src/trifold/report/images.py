@@ -30,7 +30,10 @@ def images(rows: Mapping[str, Any], *, title: str = "", lowest: float = 0.0, hig
     stacks = {name: np.asarray(stack, dtype=np.float64) for name, stack in rows.items()}
     shapes = {stack.shape for stack in stacks.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 3:
-        raise ShapeError(f"images needs rows of one shape [k, height, width]; found {sorted(map(str, shapes))}.")
+        raise ShapeError(
+            f"images needs rows of one shape [k, height, width]; found {', '.join(sorted(map(str, shapes))) or 'none'}. "
+            "Pass arrays of that shape."
+        )
     count = next(iter(shapes))[0]
     figure = Figure(figsize=(2.2 + 0.85 * count, 0.6 + 0.9 * len(stacks)), layout="constrained")
     axes = figure.subplots(len(stacks), count, squeeze=False)

@@ -60,7 +60,9 @@ def plot_paths(
     from matplotlib.figure import Figure
 
     if not 1 <= len(pairs) <= _MOST:
-        raise SpecError(f"plot_paths needs one to {_MOST} pairs (from, to); found {len(pairs)}.")
+        raise SpecError(
+            f"plot_paths needs one to {_MOST} pairs (from, to); found {len(pairs)}. Pass pairs=[('A', 'B')]; draw more in a second figure."
+        )
     ends = [(selection_of(a, column), selection_of(b, column)) for a, b in pairs]
     shown = column or next(iter(ends[0][0]))
     plane = plane_of(model, data, rectified=rectified)
@@ -140,7 +142,10 @@ def selection_of(given: Any, column: str | None) -> dict[str, Any]:
     if isinstance(given, Mapping):
         return dict(given)
     if column is None:
-        raise SpecError(f"{given!r} is a value of which column? Pass column='cell_type', or the selection {{'cell_type': {given!r}}}.")
+        raise SpecError(
+            f"plot_paths needs to know which column {given!r} is a value of. "
+            f"Pass column='cell_type', or the selection {{'cell_type': {given!r}}}."
+        )
     return {column: given}
 
 

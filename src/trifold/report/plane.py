@@ -11,7 +11,7 @@ import torch
 
 from trifold.data import open
 from trifold.data.source import PickedSource
-from trifold.errors import SchemaError, SpecError, suggest
+from trifold.errors import SchemaError, SpecError, listing, suggest
 from trifold.geometry import metric
 from trifold.report.labels import label, settle
 from trifold.report.style import SMALL, decades, plain
@@ -245,7 +245,7 @@ def column_of(plane: Plane, name: str) -> pd.Series:
     obs = plane.source.obs
     if name not in obs:
         options = [*CURVATURES, *map(str, obs.columns)]
-        raise SchemaError(f"obs has no column {name!r}.{suggest(name, options)} A plane can be coloured by: {', '.join(options)}.")
+        raise SchemaError(f"obs has no column {name!r}.{suggest(name, options)} A plane can be coloured by: {listing(options, 20)}.")
     return obs[name]
 
 

@@ -101,7 +101,8 @@ def draw_change(
     base, truth = mean(dense(control)), mean(dense(real))
     if len(base) != len(truth) or len(truth) != dense(predicted).shape[1]:
         raise EvaluationError(
-            f"predicted, real and control cells need the same genes; found {dense(predicted).shape[1]}, {len(truth)} and {len(base)}."
+            f"predicted, real and control cells need the same genes; found {dense(predicted).shape[1]}, {len(truth)} and {len(base)}. "
+            "Subset all three to the same var_names."
         )
     x = truth - base
     y = mean(dense(predicted)) - base

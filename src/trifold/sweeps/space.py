@@ -34,7 +34,8 @@ def space_of(space: Mapping[str, str | Sequence[Any]], build: Callable[..., Any]
             raise SpecError(f"A sweep chooses arguments of [model] and [fit]; found {name!r}.{why}")
         if key == "seed" or (table, key) in (("fit", "validation"), ("fit", "hold_out")) or (not dot and key in ("validation", "hold_out")):
             raise SpecError(
-                f"{name} is not to be chosen: trials are compared on the same cells, and a lucky seed says nothing of new ones."
+                f"{name} is not to be chosen: trials are compared on the same cells, and a lucky seed says nothing of new ones. "
+                "Leave it out."
             )
         owners = [table] if dot else [t for t in takes if key in takes[t]]
         if len(owners) > 1:
@@ -44,7 +45,7 @@ def space_of(space: Mapping[str, str | Sequence[Any]], build: Callable[..., Any]
             known = [*takes[owner], *(() if dot else takes["fit"])]
             raise SpecError(f"A sweep cannot choose {name!r}.{suggest(key, known)} It can choose: {listing(dict.fromkeys(known), 40)}.")
         if f"{owner}.{key}" in out:
-            raise SpecError(f"The space names {owner}.{key} twice.")
+            raise SpecError(f"The space names {owner}.{key} twice: once as {key}. Leave one out.")
         found = range_of(name, given)
         kinds = get_args(hints[owner].get(key)) or (hints[owner].get(key),)
         if isinstance(found, Range) and found.whole and float in kinds and int not in kinds:

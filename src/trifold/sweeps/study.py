@@ -35,7 +35,7 @@ def the_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise SpecError("A sweep needs Optuna, which is not installed. Type: pip install 'trifold[sweep]'.") from None
+        raise SpecError("A sweep needs Optuna, which is not installed. Type: pip install 'trifold[sweep]'") from None
     return optuna
 
 
@@ -73,7 +73,7 @@ def study_of(optuna: Any, storage: str | None, name: str | None, seed: int, *, p
                 continue
             said = str(error).splitlines()[0].replace(storage or " ", shown)
             raise SpecError(
-                f"The storage {shown!r} cannot be used: {said} "
+                f"The storage {shown!r} cannot be used: {said.rstrip('. ')}. "
                 "Pass storage='sqlite:///study.db', a database's URL, or 'journal:///folder/study.log'."
             ) from error
     raise AssertionError  # the last attempt returns or raises
@@ -121,7 +121,7 @@ def agree(study: Any, about: str, facts: dict[str, Any]) -> None:
     there = study.user_attrs.get(about)
     if there is None:
         if about == "settings" and study.get_trials(deepcopy=False):
-            raise SpecError(f"The study {study.study_name!r} holds trials that trifold did not make. Choose another name.")
+            raise SpecError(f"The study {study.study_name!r} holds trials that trifold did not make. Pass study= another name.")
         study.set_user_attr(about, facts)
         return
     for name, value in facts.items():

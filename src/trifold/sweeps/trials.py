@@ -97,7 +97,7 @@ def sweep(
     """
     optuna = the_optuna()
     if trials < 1:
-        raise SpecError(f"sweep needs trials >= 1; found {trials}.")
+        raise SpecError(f"sweep needs trials >= 1; found {trials}. Pass trials=50.")
     ranges = space_of(space, build)
     settings = _settings(fit)
     with quiet(optuna):

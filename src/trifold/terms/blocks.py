@@ -42,7 +42,7 @@ def marginal(p: Pass, block: str | None) -> Independent:
     """
     at = columns(p, block)
     if not (isinstance(p.qz, Independent) and isinstance(p.qz.base_dist, Normal)):
-        raise SpecError(f"Blocks need a posterior Independent(Normal, 1); found {type(p.qz).__name__}.")
+        raise SpecError(f"Blocks need a posterior Independent(Normal, 1); found {type(p.qz).__name__}. Use Posterior or BlockPosterior.")
     mean, scale = p.qz.base_dist.loc[:, at], p.qz.base_dist.scale[:, at]
     return diagonal(mean, scale)
 
@@ -77,7 +77,8 @@ def stratum(p: Pass, role: str, *, block: str | None = None) -> Tensor:
     found = p.vae.prior.blocks[block].candidates(p.batch)
     if found is None:
         raise SpecError(
-            f"The prior of block {block!r} tells no categories: it is neither a mixture nor conditional with unknown='mixture'."
+            f"inferred=True needs a prior of block {block!r} that tells categories; found {type(p.vae.prior.blocks[block]).__name__}. "
+            "Pass Mixture, ConditionalGaussian(..., unknown='mixture'), or inferred=False."
         )
     with torch.no_grad():
         return found.assign(p.z[:, at].float())  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from trifold.records import Pass
 from trifold.terms.base import Term, once
 from trifold.terms.blocks import columns, marginal
 
-_CONSTANT = "Free bits need a normalised prior; that of block {!r} is known up to a constant. Leave it out."
+_CONSTANT = "free needs a normalised prior; that of block {!r} is known up to a constant. Pass free=0 for this block."
 
 
 class NLL(Term):
@@ -48,7 +48,9 @@ class KL(Term):
             if nats < 0:
                 raise SpecError(f"KL needs free >= 0 nats; found {nats}.")
         if block is not None and isinstance(free, Mapping):
-            raise SpecError(f"KL of one block, {block!r}, needs free as a number of nats; found {dict(free)}.")
+            raise SpecError(
+                f"KL of one block, {block!r}, needs free as a number of nats; found {dict(free)}. Pass free={free.get(block, 0.0)}."
+            )
         self.block = block
         self.free = dict(free) if isinstance(free, Mapping) else free
 

@@ -35,7 +35,9 @@ def hsic(k: Tensor, l: Tensor, *, within: Tensor | None = None, strata: int = 1)
     Source: Song et al., JMLR 13 (2012), eq. 5.
     """
     if k.shape != l.shape or k.dim() != 2:
-        raise ShapeError(f"hsic needs two square matrices of one shape; found {tuple(k.shape)} and {tuple(l.shape)}.")
+        raise ShapeError(
+            f"hsic needs two square matrices of one shape; found {tuple(k.shape)} and {tuple(l.shape)}. Pass kernels of the same cells."
+        )
     stratum = torch.zeros(len(k), dtype=torch.int64, device=k.device) if within is None else within
     member = torch.nn.functional.one_hot(stratum + 1, strata + 1)[:, 1:].to(k.dtype)  # [n, strata]
     off = 1 - torch.eye(len(k), dtype=k.dtype, device=k.device)

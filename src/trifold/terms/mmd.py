@@ -64,7 +64,7 @@ def mmd2(a: Tensor, b: Tensor, bandwidths: Sequence[float] | Tensor, *, unbiased
     Source: Gretton et al., JMLR 13 (2012), eq. 3 and 5. The trVAE paper uses the V-statistic: ``trvae(..., published=True)``.
     """
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ShapeError(f"mmd2 needs two samples of at least two rows and one width; found {tuple(a.shape)} and {tuple(b.shape)}.")
+        raise ShapeError(f"mmd2 needs two samples of at least two rows, of the same width; found {tuple(a.shape)} and {tuple(b.shape)}.")
     code = torch.cat([torch.zeros(len(a), dtype=torch.int64), torch.ones(len(b), dtype=torch.int64)]).to(a.device)
     return mmd2_groups(torch.cat([a, b]), code, bandwidths, groups=2, unbiased=unbiased)
 
@@ -203,7 +203,8 @@ class MMD(Term):
         self.register_buffer("median", torch.zeros(()))
         if groups < 2:
             warnings.warn(
-                f"The role {role!r} has {groups} categor{'y' if groups == 1 else 'ies'}: there is nothing to match, the MMD term is 0.",
+                f"The role {role!r} has {groups} categor{'y' if groups == 1 else 'ies'}: there is nothing to match, the MMD term is 0. "
+                f"Train on cells of two or more to have them matched.",
                 TrifoldWarning,
                 stacklevel=2,
             )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from trifold.errors import SpecError
+from trifold.errors import SpecError, suggest
 from trifold.records import Pass, Progress, Report
 from trifold.schedule import Schedule, weight_now
 from trifold.share import ALONE, Share
@@ -34,10 +34,16 @@ class Objective(Component, nn.Module):
         super().__init__()
         unknown = [name for name in weights or {} if name not in terms]
         if unknown or not terms:
-            raise SpecError(f"Objective needs a term for each weight; found terms {list(terms)} and weights {list(weights or {})}.")
+            found = "found none. Pass Objective({'nll': NLL(), 'kl': KL()})."
+            if terms:
+                found = f"none is named {unknown[0]!r}.{suggest(unknown[0], terms)} There are: {', '.join(terms)}."
+            raise SpecError(f"Objective needs terms, and one for each weight; {found}")
         wrong = [name for name, term in terms.items() if not isinstance(term, Term)]
         if wrong:
-            raise SpecError(f"Objective needs terms that derive from Term; {wrong[0]!r} is a {type(terms[wrong[0]]).__name__}.")
+            raise SpecError(
+                f"Objective needs terms that derive from Term; {wrong[0]!r} is a {type(terms[wrong[0]]).__name__}. "
+                "Derive its class from trifold.Term."
+            )
         self._terms = nn.ModuleDict(terms)
         self.weights: dict[str, float | Schedule] = {name: (weights or {}).get(name, 1.0) for name in terms}
 

@@ -51,7 +51,10 @@ def total_correlation(a: Tensor, b: Tensor, *, centred: bool = True, order: Tens
     """
     n = len(a)
     if a.shape != b.shape or a.shape != (n, n):
-        raise ShapeError(f"total_correlation needs two square matrices of one shape; found {tuple(a.shape)} and {tuple(b.shape)}.")
+        raise ShapeError(
+            f"total_correlation needs two square matrices of one shape; found {tuple(a.shape)} and {tuple(b.shape)}. "
+            "Pass kernels of the same cells."
+        )
     if n < 2:
         return 0 * (a.sum() + b.sum())
     together = (a + b).logsumexp(1)

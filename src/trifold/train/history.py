@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trifold.errors import FormatError
+from trifold.errors import COPY, FormatError
 
 
 class History:
@@ -58,4 +58,4 @@ class History:
         try:
             return History([{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(io.StringIO(text))])
         except (TypeError, ValueError, csv.Error) as error:
-            raise FormatError(f"history.csv needs a header and numbers; found: {error}.") from error
+            raise FormatError(f"history.csv needs a header and numbers; found: {error}. {COPY}") from error

@@ -51,10 +51,15 @@ def require(device: str, devices: int = 1) -> int:
     there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device, False):
         found = ", ".join(name for name, is_there in there.items() if is_there)
-        raise DeviceError(f"device={device!r} was asked for and is not there; this machine has: {found}.")
+        raise DeviceError(
+            f"device={device!r} was asked for and is not there; this machine has: {found}. Pass device='auto' for the best of these."
+        )
     cards = torch.cuda.device_count()
     if devices > cards > 0 and device in ("auto", "cuda"):
-        raise DeviceError(f"devices={devices} were asked for; this machine has {cards} of CUDA. Lower devices, or pass device='cpu'.")
+        raise DeviceError(
+            f"devices={devices} were asked for; this machine has {cards} CUDA device{'s' * (cards > 1)}. "
+            "Lower devices, or pass device='cpu'."
+        )
     return cards
 
 

@@ -129,7 +129,9 @@ class State:
             if device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["generator.cuda"], device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise FormatError(f"The checkpoint does not fit this model: {error}. Delete it, or train the model that it is of.") from error
+            raise FormatError(
+                f"The checkpoint does not fit this model: {error}. Train the model that it is of, or pass resume=False to begin anew."
+            ) from error
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

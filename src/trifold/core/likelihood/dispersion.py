@@ -36,7 +36,8 @@ class Dispersion(nn.Module):
             raise SpecError(f"dispersion needs one of {', '.join(map(repr, DISPERSIONS))}; found {kind!r}.{suggest(kind, DISPERSIONS)}")
         if kind == "condition" and conditions < 1:
             raise SpecError(
-                "dispersion='condition' needs the number of conditions; found 0. Pass conditions=<joint categories of the role>."
+                f"dispersion='condition' needs the number of conditions; found {conditions}. "
+                f"Pass conditions=len(schema.categories({role!r}))."
             )
         self.role = role
         self.shared = nn.Parameter(torch.full((genes,), TYPICAL / GAIN))

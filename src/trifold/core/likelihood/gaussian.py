@@ -47,7 +47,10 @@ class Gaussian(Likelihood):
         if variance not in VARIANCES:
             raise SpecError(f"variance needs one of {', '.join(map(repr, VARIANCES))}; found {variance!r}.{suggest(variance, VARIANCES)}")
         if not value > 0:
-            raise SpecError(f"Gaussian needs a variance above zero; found value={value}.")
+            raise SpecError(
+                f"Gaussian needs value, a variance, above zero; found {value}. "
+                "Pass value=1.0, or variance='gene' to learn one for each gene."
+            )
         self.features = features
         self.genes = genes
         self.variance = variance

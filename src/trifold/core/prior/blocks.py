@@ -30,12 +30,18 @@ class Blocks(Prior):
     def __init__(self, blocks: Mapping[str, Prior]):
         super().__init__()
         if not blocks:
-            raise SpecError("Blocks needs at least one named prior; found none.")
+            raise SpecError("Blocks needs at least one named prior; found none. Pass Blocks({'shared': StandardNormal(8)}).")
         for name, prior in blocks.items():
             if not isinstance(prior, Prior) or isinstance(prior, Blocks) or not isinstance(getattr(prior, "latent", None), int):
-                raise SpecError(f"Blocks needs a prior with a width `latent` as {name!r}; found {type(prior).__name__}.")
+                raise SpecError(
+                    f"Blocks needs a prior with a whole number `latent`, its width, as {name!r}; found {type(prior).__name__}. "
+                    "Pass StandardNormal(8), or another prior but Blocks."
+                )
             if not name or "." in name or hasattr(nn.ModuleDict, name):
-                raise SpecError(f"A block's name needs letters, no dot, and not to be the name of a method of ModuleDict; found {name!r}.")
+                raise SpecError(
+                    f"Blocks needs names without dots that are no attributes of torch.nn.ModuleDict, as 'keys' is; found {name!r}. "
+                    "Rename the block."
+                )
         self._blocks = nn.ModuleDict(blocks)
         widths = [prior.latent for prior in blocks.values()]
         ends = list(itertools.accumulate(widths))

@@ -59,9 +59,12 @@ class Energy(Prior):
     ):
         super().__init__()
         if activation not in SMOOTH:
-            raise SpecError(f"Energy needs a smooth activation, {', '.join(SMOOTH)}; found {activation!r}.{suggest(activation, SMOOTH)}")
+            raise SpecError(
+                f"activation of Energy needs one of {', '.join(map(repr, SMOOTH))}, which are smooth; found {activation!r}."
+                f"{suggest(activation, SMOOTH)}"
+            )
         if not hidden:
-            raise SpecError("Energy needs at least one layer of statistics; found hidden=().")
+            raise SpecError("Energy needs at least one layer of statistics; found hidden=(). Pass hidden=(32,).")
         self.latent = latent
         self.categories = categories
         self.role = role

@@ -79,15 +79,19 @@ class ConditionalGaussian(Prior):
         super().__init__()
         if unknown not in ("normal", "mixture") or (unknown == "mixture" and numbers):
             raise SpecError(
-                f"unknown needs 'normal' or, for a role without numbers, 'mixture'; found {unknown!r} and numbers={list(numbers)}."
-                f"{suggest(unknown, ('normal', 'mixture'))}"
+                f"unknown needs 'normal' or, for a role without numbers, 'mixture'; found {unknown!r} and numbers={list(numbers)}. "
+                "Pass unknown='normal'."
             )
         if spread < 0 or (spread > 0 and embedding):
-            raise SpecError(f"ConditionalGaussian needs spread >= 0, and 0 with an embedding; found {spread} and embedding={embedding}.")
+            raise SpecError(
+                f"ConditionalGaussian needs spread >= 0, and 0 with an embedding; found {spread} and embedding={embedding}. Pass spread=0."
+            )
         if learned not in LEARNED:
             raise SpecError(f"learned needs one of {', '.join(map(repr, LEARNED))}; found {learned!r}.{suggest(learned, LEARNED)}")
         if embedding < 0 or any(k < 0 for k in numbers):
-            raise SpecError(f"ConditionalGaussian needs embedding >= 0 and numbers >= 0; found {embedding} and {list(numbers)}.")
+            raise SpecError(
+                f"ConditionalGaussian needs embedding >= 0 and numbers >= 0; found embedding={embedding} and numbers={list(numbers)}."
+            )
         self.latent = latent
         self.categories = categories
         self.role = role

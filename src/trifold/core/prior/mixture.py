@@ -29,7 +29,7 @@ class Mixture(Prior):
     def __init__(self, latent: int, components: int):
         super().__init__()
         if components < 1:
-            raise SpecError(f"Mixture needs components >= 1; found {components}.")
+            raise SpecError(f"Mixture needs components >= 1; found {components}. Pass components=10.")
         self.latent = latent
         self.components = components
         self.logit = nn.Parameter(torch.zeros(components), requires_grad=components > 1)  # of one component it says nothing
