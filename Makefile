@@ -12,7 +12,7 @@ THREADS ?= 2
 MINUTES ?= 10
 PEER ?=
 
-.PHONY: demo test test-slow lint format lock audit fuzz scorecard bench-response bench-geometry bench-curvature clean
+.PHONY: demo test test-slow lint format lock audit fuzz scorecard reliability bench-response bench-geometry bench-curvature clean
 
 demo: $(READY)
 	$(BIN)/trifold demo --out demo-run
@@ -40,6 +40,10 @@ fuzz: $(READY)
 # The sixty items; make scorecard PEER=scvi=ENV/bin/python adds scvi-tools' column.
 scorecard: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scorecard.py $(if $(PEER),--peer $(PEER))
+
+# docs/reliability.md from the results of scorecard, kills, soak, fuzz and limits.
+reliability: $(READY)
+	$(BIN)/python benchmarks/scorecard_page.py
 
 bench-response: $(READY)
 	$(BIN)/python benchmarks/response.py

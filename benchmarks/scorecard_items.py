@@ -141,6 +141,7 @@ REPEATED = {
     "test_item_53_every_truncation": 100,
     "test_item_54_ten_thousand": 10_000,
     "test_item_54_one_flipped": 200,
+    "test_item_60_bombs": 42,
 }
 
 _NUMBERS = re.compile(r"test_items?_(\d\d(?:_(?:and_|to_)?\d\d)*)")

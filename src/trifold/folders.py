@@ -256,11 +256,11 @@ def _read_verified(path: Path, said: Any, what: str) -> bytes:
     if path.suffix == ".json" and size > _MOST_JSON:
         raise FormatError(f"{path.name} must be at most {_MOST_JSON:,} bytes; {MANIFEST} gives {size:,}. {COPY}")
     data = _read_plain(path, size, what)
-    if len(data) != said["size"] or hashlib.sha256(data).hexdigest() != said["sha256"]:
-        raise CorruptModelError(
-            f"{path.name} does not hold the bytes that were written: {len(data):,} bytes, {said['size']:,} expected, or another SHA-256. "
-            + COPY
-        )
+    if len(data) != size:
+        length = f"{len(data):,}" if len(data) < size else f"more than {size:,}"
+        raise CorruptModelError(f"{path.name} does not hold the bytes that were written: {size:,} were, {length} are there. {COPY}")
+    if hashlib.sha256(data).hexdigest() != said["sha256"]:
+        raise CorruptModelError(f"{path.name} does not hold the bytes that were written: their SHA-256 is another. {COPY}")
     return data
 
 

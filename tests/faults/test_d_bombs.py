@@ -124,10 +124,7 @@ CHILD = """
 import resource, sys
 io_open = open
 import trifold.model, anndata, fsspec, h5py, zarr, numcodecs
-from trifold.data import open, packed
-from trifold.data.watched import Described
-from trifold.errors import DataError
-from trifold.data.watched import Described
+from trifold.data import open
 from trifold.errors import DataError
 remote = sys.argv[1] == "remote"
 memory = fsspec.filesystem("memory")

@@ -267,5 +267,5 @@ def _form(element: Any) -> str:
 def _shape(element: Any) -> tuple[int, int]:
     shape = element.attrs.get("shape", element.attrs.get("h5sparse_shape")) if not hasattr(element, "dtype") else element.shape
     if shape is None or len(shape) != 2:
-        raise DataError(f"A stored matrix must have two axes, cells and genes; found shape {shape}.")
+        raise DataError(f"A stored matrix must have two axes, cells and genes; found shape {shape}. Write the data again with anndata.")
     return int(shape[0]), int(shape[1])
