@@ -35,7 +35,7 @@ class BlockPosterior(Component, nn.Module):
             if not isinstance(part, Posterior):
                 raise SpecError(
                     f"BlockPosterior needs a Posterior as {name!r}; found {type(part).__name__}. "
-                    "Pass BlockPosterior({{name!r}: Posterior(...)})."
+                    f"Pass BlockPosterior({{{name!r}: Posterior(...)}})."
                 )
         if not blocks:
             raise SpecError(
