@@ -25,8 +25,9 @@ Written by `benchmarks/scorecard_page.py` from the results of the scripts that i
 An item scores 1 if the stated error or result comes, the message names the field and an example, no input is changed,
 nothing half-written is left, the model saved before still loads, and all this takes at most {seconds:g} s and {mb:g} MB.
 The tests in `tests/` that carry its number say so; `benchmarks/scorecard.py` runs them and counts, and causes the same
-faults in {peer}, where it has the feature ("n/a": it has not). The list of faults and what should come of each are
-ours, so that the other column says what a user meets there, not how good a package it is.
+faults in {peer}, where it has the feature ("n/a": it has not, or it was not tried). "not so: ..." says what should have
+held and did not. The list of faults and what should come of each are ours, so that the other column says what a user
+meets there, not how good a package it is.
 
 **trifold: {ours} of {items}. {peer}: {theirs}.** ({date})
 """
@@ -108,7 +109,7 @@ def fuzz() -> list[str]:
     for target in dict.fromkeys(r["target"] for r in found):
         mine = [r for r in found if r["target"] == target]
         worked = [r for r in mine if r["outcome"].startswith("works")]
-        bugs, crashes = ([r for r in mine if r["outcome"].startswith(word)] for word in ("BUG", "CRASH"))
+        bugs, crashes = ([r for r in mine if r["outcome"].startswith(words)] for words in (("BUG",), ("CRASH", "HANG")))
         done, well = (sum(int(r["executions"]) for r in group) for group in (mine, worked))
         ours = len(mine) - len(worked) - len(bugs) - len(crashes)
         lines.append(f"| {target} | {done:,} | {well:,} | {ours} | {len(bugs)} | {len(crashes)} |")
