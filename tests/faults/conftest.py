@@ -1,4 +1,4 @@
-"""A run folder and a folder of checkpoints, to damage."""
+"""Run folders, folders of checkpoints and data files of every format, to damage."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hostile_cases import write_formats
 
 import trifold
 
@@ -41,3 +42,13 @@ def stopped(schema, study, tmp_path_factory) -> Path:
 @pytest.fixture
 def checkpoints(stopped, tmp_path) -> Path:
     return Path(shutil.copytree(stopped, tmp_path / "run.checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    return write_formats(tmp_path_factory.mktemp("written"))
+
+
+@pytest.fixture
+def files(written, tmp_path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "files"))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import zarr
 from fault_cases import CELLS, study
-from hostile_cases import describe, refused, write_formats
+from hostile_cases import describe, refused
 
 from trifold.data import open, packed
 from trifold.data.watched import Described
@@ -31,16 +31,6 @@ BOMB["zstd without size"] = struct.pack("<IBB", 0xFD2FB528, 0, 0x38) + b"\x02\0\
 BOMB["blosc"] = bytes(numcodecs.Blosc("zstd").encode(bytes(2**28)))
 BOMB["lzf"] = b"\0\0" + b"\xe0\xff\0" * 2**20
 COUNTLESS = numcodecs.Zstd().encode((2**31).to_bytes(4, "little") + bytes(8))  # two milliards of texts
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory) -> Path:
-    return write_formats(tmp_path_factory.mktemp("written"))
-
-
-@pytest.fixture
-def files(written, tmp_path) -> Path:
-    return Path(shutil.copytree(written, tmp_path / "files"))
 
 
 def h5_bombs(files: Path) -> list[Path]:

@@ -18,21 +18,11 @@ import h5py
 import numpy as np
 import pytest
 from fault_cases import CELLS, study
-from hostile_cases import FORMATS, describe, refused, write_formats
+from hostile_cases import FORMATS, describe, refused
 
 from trifold.data import open, preflight
 from trifold.data.convert import convert
 from trifold.errors import DataError, TrifoldError
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory) -> Path:
-    return write_formats(tmp_path_factory.mktemp("written"))
-
-
-@pytest.fixture
-def files(written, tmp_path) -> Path:
-    return Path(shutil.copytree(written, tmp_path / "files"))
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import anndata
@@ -15,24 +14,13 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from full_disk import limited
 from trifold.data.convert import convert
 from trifold.errors import CheckpointError, DataError
 from trifold.outputs import Kept, h5_file, replacing, write_h5ad, writing
 from trifold.results import stored
 
 FULL = r"could not be written: the disk is full \(File too large\)\..* [\d,]+ (bytes )?are free there\. What was there before is untouched"
-
-
-@contextmanager
-def limited(size: int):
-    """No file may grow beyond so many bytes: the kernel's own refusal (EFBIG), as of a full disk."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def study(n: int = 200, g: int = 50) -> anndata.AnnData:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import anndata
@@ -16,21 +16,9 @@ from fault_cases import study, unchanged
 from training_cases import QUICK, equal, finite, model, names, quick
 
 import trifold
+from full_disk import limited
 from trifold import folders, outputs, store
 from trifold.errors import CheckpointError
-
-
-@contextmanager
-def limited(size: int):
-    """No file may grow beyond so many bytes: the kernel's own refusal (EFBIG), as of a full disk."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
 
 FULL = r"could not be written: the disk is full \(File too large\)\. It needs [\d,]+ bytes, and [\d,]+ are free there\."
 
