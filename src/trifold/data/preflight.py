@@ -287,9 +287,14 @@ def require_size(claims: Iterable[tuple[int, str]], size: int, path: str) -> Non
     if total > max(FREE, RATIO * size):
         largest, at = max(claims)
         raise DataError(
-            f"{path!r} claims {total / 2**30:.3g} GiB of values ({at}: {largest / 2**30:.3g} GiB), but {size:,} bytes are there. "
+            f"{path!r} claims {gib(total)} of values ({at}: {gib(largest)}), but {size:,} bytes are there. "
             "The file is damaged or made to fill the memory: write it again."
         )
+
+
+def gib(size: int) -> str:
+    """Bytes as ``"2.5 GiB"``; what a damaged file claims may be more than a float holds."""
+    return f"{size / 2**30:.3g} GiB" if size < 2**99 else "over 5e+20 GiB"
 
 
 def claimed(shape: Iterable[int], chunk: Iterable[int], itemsize: int, *, per_chunk: int = 0) -> int:

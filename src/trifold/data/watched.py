@@ -66,6 +66,8 @@ class WatchedFile(io.RawIOBase):
         return size
 
     def _into(self, at: int, buffer: Any) -> int:
+        if not 0 <= at < self._size:  # of a damaged file, further than a file can be
+            return 0
         self._held.seek(at)
         size, view = 0, memoryview(buffer)
         while size < len(view):
@@ -77,7 +79,7 @@ class WatchedFile(io.RawIOBase):
 
     def _read(self, at: int, size: int) -> bytes:
         out = bytearray(size)
-        return bytes(out[: self._into(at, memoryview(out))]) if at >= 0 else b""
+        return bytes(out[: self._into(at, memoryview(out))])
 
     def _look(self, at: int) -> None:
         if at in self._known:
@@ -174,7 +176,7 @@ class Described:
             preflight.require_size(claims, size, f"{self._path}/{place}")
         elif total > _UNTOLD:
             raise DataError(
-                f"{self._path}/{place} claims {total / 2**30:.3g} GiB of values, and the address cannot tell how many bytes are stored. "
+                f"{self._path}/{place} claims {preflight.gib(total)} of values, and the address cannot tell how many bytes are stored. "
                 "Copy the data to this machine, and give their path."
             )
 
