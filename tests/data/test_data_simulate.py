@@ -86,7 +86,7 @@ def test_the_seed_decides_everything_and_global_generators_are_left_alone():
 
 def test_conditions_are_spread_evenly_over_types(study):
     table = study.adata.obs.groupby(["cell_type", "condition"], observed=False).size().unstack()
-    assert (table.max(1) - table.min(1)).max() <= 1
+    assert (table.max(axis=1) - table.min(axis=1)).max() <= 1
 
 
 def test_wrong_arguments_are_refused_by_name(study):

@@ -43,9 +43,10 @@ def folder(tmp_path_factory):
 
 
 def write_zarr(a, where, form):
-    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=form):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # anndata on the version of the format
-        a.write_zarr(where)
+        with anndata.settings.override(zarr_write_format=form):
+            a.write_zarr(where)
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ def write_formats(folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of anndata and zarr, on their next versions
         study().write_h5ad(folder / "h5ad", compression="gzip")
+        plain = {"auto_shard_zarr_v3": False} if hasattr(anndata.settings, "auto_shard_zarr_v3") else {}
         for k in (2, 3):
-            with anndata.settings.override(zarr_write_format=k):
+            with anndata.settings.override(zarr_write_format=k, **plain):
                 study().write_zarr(folder / f"v{k}")
     return folder
 

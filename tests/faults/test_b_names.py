@@ -244,9 +244,10 @@ def test_item_38_a_condition_absent_from_the_split_keeps_its_place_in_the_codes(
 
 
 def test_item_39_one_condition_only_is_accepted():
+    data = with_column(["control"] * CELLS)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        schema = Schema.of(with_column(["control"] * CELLS), "counts", condition="condition", label="cell_type")
+        warnings.simplefilter("error", TrifoldWarning)
+        schema = Schema.of(data, "counts", condition="condition", label="cell_type")
     assert schema.categories("condition") == (("control",),)
 
 

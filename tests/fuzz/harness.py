@@ -57,7 +57,7 @@ def _bytes(m: Any) -> bytes:
 
 
 def _frame(frame: pd.DataFrame) -> bytes:
-    columns = [(str(c), str(frame[c].dtype), [repr(v) for v in frame[c].tolist()]) for c in frame]
+    columns = [(str(name), str(column.dtype), [repr(v) for v in column.tolist()]) for name, column in frame.items()]
     return repr((columns, list(frame.index))).encode("utf-8", "surrogatepass")
 
 

@@ -40,4 +40,5 @@ def test_the_fuzz_tests_see_a_changed_input_and_a_foreign_error():
 def test_sound_data_work_from_the_schema_to_the_latents():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=r".*(future\.infer_string|mode\.chained_assignment)")  # anndata's own, with pandas 3
         work(Case(study(), "counts", {"condition": "condition"}, {"empty": "error"}, "sound"))

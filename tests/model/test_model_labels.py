@@ -244,5 +244,5 @@ def test_everything_is_answered_with_a_prior_that_is_known_up_to_a_constant(cell
     model = trifold.invae(block_cases.schema_of(cells), invariant=3, spurious=2, hidden=(8,), prior="energy")
     model.fit(cells, epochs=2, batch=64, validation=0.2, **block_cases.QUICK)
     assert np.isfinite(model.sample({"kind": "x"}, n=20).X.toarray()).all()
-    assert torch.isfinite(torch.from_numpy(model.novelty(cells).to_numpy())).all()
+    assert np.isfinite(model.novelty(cells).to_numpy()).all()
     assert model.predict(cells, {"kind": "x"}).n_obs == cells.n_obs

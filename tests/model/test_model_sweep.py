@@ -287,7 +287,9 @@ def test_workers_of_other_data_or_settings_are_turned_away(build, cells, storage
 
 def test_a_study_of_someone_else_is_left_alone(build, cells, tmp_path):
     url = f"sqlite:///{tmp_path / 'study'}"
-    optuna.create_study(storage=url, study_name="theirs").optimize(lambda trial: trial.suggest_float("y", 0, 1), n_trials=1)
+    theirs = optuna.storages.RDBStorage(url)
+    optuna.create_study(storage=theirs, study_name="theirs").optimize(lambda trial: trial.suggest_float("y", 0, 1), n_trials=1)
+    theirs.engine.dispose()
     with pytest.raises(SpecError, match="that trifold did not make"):
         sweep(build, cells, {"latent": "2..6"}, storage=url, study="theirs", trials=2)
 
@@ -296,8 +298,7 @@ def test_a_trial_whose_worker_died_is_run_again(build, cells, tmp_path, monkeypa
     monkeypatch.setattr(studies, "_HEARTBEAT", 1)
     kept = {"storage": f"sqlite:///{tmp_path / 'study'}", "study": "a", "fit": FIT}
     sweep(build, cells, {"latent": "2..6"}, trials=1, **kept)
-    with studies.quiet(optuna):
-        held = studies.study_of(optuna, kept["storage"], "a", 0, prune=True)
+    with studies.quiet(optuna), studies.study_of(optuna, kept["storage"], "a", 0, prune=True) as held:
         with pytest.warns(UserWarning, match="Heartbeat"):
             trial = held.ask()
         held._storage.record_heartbeat(trial._trial_id)

@@ -229,7 +229,8 @@ def _obs(source: Source, order: Array) -> pd.DataFrame:
             warnings.warn(f"obs has a column {name!r} already; where cells come from is in {name + '_'!r}.", TrifoldWarning, stacklevel=4)
             name += "_"
         obs[name] = values
-    for column in [c for c in obs.columns if obs[c].dtype == object and obs[c].isna().any()]:
+    text = [c for c in obs.columns if obs[c].dtype == object or isinstance(obs[c].dtype, pd.StringDtype)]
+    for column in [c for c in text if obs[c].isna().any()]:
         obs[column] = obs[column].astype("category")  # text with missing values has no other form in the file
     return obs
 

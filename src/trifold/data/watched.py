@@ -198,12 +198,34 @@ def watched_store(store: Any, path: str, sizes: Callable[[str], int | None] | No
         described = Described(path, sizes)
 
         async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-            document = key.rsplit("/", 1)[-1] in preflight.DOCUMENTS and byte_range is None
-            value = await self._store.get(key, prototype, RangeByteRequest(0, preflight.LONGEST + 1) if document else byte_range)
-            if value is not None and document:
+            return self._looked_at(key, await self._store.get(key, prototype, self._bounded(key, byte_range)), byte_range)
+
+        # Of zarr 3.2 and later, which the wrapper would hand to the store within, past ``get``.
+        def get_sync(self, key: str, *, prototype: Any = None, byte_range: Any = None) -> Any:
+            return self._looked_at(
+                key, self._store.get_sync(key, prototype=prototype, byte_range=self._bounded(key, byte_range)), byte_range
+            )
+
+        async def get_ranges(self, key: str, byte_ranges: Any, **how: Any) -> Any:
+            async for group in self._store.get_ranges(key, byte_ranges, **how):
+                yield [(i, self._looked_at(key, value, byte_ranges[i])) for i, value in group]
+
+        def get_ranges_sync(self, key: str, byte_ranges: Any, **how: Any) -> Any:
+            return [(i, self._looked_at(key, v, byte_ranges[i])) for i, v in self._store.get_ranges_sync(key, byte_ranges, **how)]
+
+        def _bounded(self, key: str, byte_range: Any) -> Any:
+            return RangeByteRequest(0, preflight.LONGEST + 1) if _is_document(key, byte_range) else byte_range
+
+        def _looked_at(self, key: str, value: Any, byte_range: Any) -> Any:
+            if value is not None and _is_document(key, byte_range):
                 self.described.describe(key, value.to_bytes())
             elif value is not None:
                 self.described.require_chunk(key, value, byte_range)
             return value
 
     return Watched(store)
+
+
+def _is_document(key: str, byte_range: Any) -> bool:
+    """Whether a description is read, whole."""
+    return key.rsplit("/", 1)[-1] in preflight.DOCUMENTS and byte_range is None

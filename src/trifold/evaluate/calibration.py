@@ -79,7 +79,7 @@ def calibration(probability: Any, classes: Sequence[Any], truth: Any, *, bins: i
     p, names, y = _checked(probability, classes, truth, bins)
     n = len(p)
     keep = ~_mask(rejected, n)
-    code = pd.Categorical(y, categories=names).codes
+    code = pd.Index(names, dtype=object).get_indexer(y)  # -1 of a novel type
     known = code >= 0
     answer, confidence = p.argmax(1), p.max(1)
     right = answer == code

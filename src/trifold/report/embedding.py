@@ -98,7 +98,7 @@ def draw_embedding(ax: Axes, xy: np.ndarray, classes: pd.Series, *, title: str =
     """
     from matplotlib.colors import to_rgb
 
-    text = classes.astype(object).map(str).where(classes.notna(), None).to_numpy()
+    text = classes.astype(object).map(str).astype(object).where(classes.notna(), None).to_numpy()
     names = sorted({t for t in text if t is not None})
     colour = {name: _COLOURS[j % len(_COLOURS)] for j, name in enumerate(names)}
     order = np.random.default_rng(seed).permutation(len(xy))

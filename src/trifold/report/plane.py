@@ -318,7 +318,7 @@ def colours() -> Any:
 
 def _classes(ax: Axes, plane: Plane, series: pd.Series) -> None:
     """Cells with a colour and marker for each class."""
-    text = series.astype(object).map(str).where(series.notna(), None).to_numpy()
+    text = series.astype(object).map(str).astype(object).where(series.notna(), None).to_numpy()
     _hollow(ax, plane.xy[series.isna().to_numpy()])
     for j, name in enumerate(sorted({t for t in text if t is not None})):
         colour, marker = _COLOURS[j % len(_COLOURS)], _MARKERS[(j + j // len(_COLOURS)) % len(_MARKERS)]

@@ -39,8 +39,9 @@ def the_optuna() -> Any:
     return optuna
 
 
-def study_of(optuna: Any, storage: str | None, name: str | None, seed: int, *, prune: bool) -> Any:
-    """The study of a name, made if it is not there.
+@contextmanager
+def study_of(optuna: Any, storage: str | None, name: str | None, seed: int, *, prune: bool) -> Iterator[Any]:
+    """The study of a name, made if it is not there; its database is closed at the end of the block.
 
     Args:
         optuna: The package.
@@ -59,14 +60,16 @@ def study_of(optuna: Any, storage: str | None, name: str | None, seed: int, *, p
     shown = re.sub(r"//[^@/]*@", "//…@", storage or "")
     for attempt in range(_ATTEMPTS):
         try:
-            return optuna.create_study(
-                storage=_storage(optuna, storage),
+            kept = _storage(optuna, storage)
+            study = optuna.create_study(
+                storage=kept,
                 study_name=name,
                 load_if_exists=True,
                 direction="minimize",
                 sampler=_sampler(optuna, seed),
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=_EARLY, n_warmup_steps=_EARLY) if prune else optuna.pruners.NopPruner(),
             )
+            break
         except (SQLAlchemyError, OSError, ImportError, ValueError, optuna.exceptions.OptunaError) as error:
             if attempt + 1 < _ATTEMPTS and _RACE.search(str(error)):
                 time.sleep(0.5 + attempt)
@@ -76,7 +79,12 @@ def study_of(optuna: Any, storage: str | None, name: str | None, seed: int, *, p
                 f"The storage {shown!r} cannot be used: {said.rstrip('. ')}. "
                 "Pass storage='sqlite:///study.db', a database's URL, or 'journal:///folder/study.log'."
             ) from error
-    raise AssertionError  # the last attempt returns or raises
+    try:
+        yield study
+    finally:
+        if hasattr(kept, "engine"):
+            kept.remove_session()
+            kept.engine.dispose()
 
 
 def _storage(optuna: Any, storage: str | None) -> Any:

@@ -100,8 +100,7 @@ def sweep(
         raise SpecError(f"sweep needs trials >= 1; found {trials}. Pass trials=50.")
     ranges = space_of(space, build)
     settings = _settings(fit)
-    with quiet(optuna):
-        held = study_of(optuna, storage, study, seed, prune=prune)
+    with quiet(optuna), study_of(optuna, storage, study, seed, prune=prune) as held:
         told = {name: plain(settings.get(name)) for name in ("hold_out", "validation", "seed")}
         agree(held, "settings", {"metric": metric, "space": {n: str(r) for n, r in ranges.items()}, **told})
 
