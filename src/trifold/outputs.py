@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from typing import Any
 
 from trifold.errors import CheckpointError, TrifoldError
 
+_TRIES, _AWAY, _PAUSE = 40, 3, 0.03  # tries to remove a folder, looks that must not find it, and seconds between them
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -254,7 +256,14 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    """Remove a file or folder; a folder until it stays away, since after an error zarr's other threads go on writing for a moment."""
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    away = 0
+    for _ in range(_TRIES):
+        away = 0 if path.exists() else away + 1
+        if away == _AWAY:
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(_PAUSE)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import anndata
@@ -154,6 +156,28 @@ def test_a_folder_replaces_a_folder_and_a_file(tmp_path):
         part.mkdir()
     assert out.is_dir()
     assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_into_which_another_thread_still_writes_is_removed_too(tmp_path):
+    over = threading.Event()
+
+    def go_on(part: Path) -> None:
+        for k in range(20):
+            (part / "c").mkdir(parents=True, exist_ok=True)
+            (part / "c" / str(k)).touch()
+            time.sleep(0.01)
+        over.set()
+
+    def fail() -> None:
+        with replacing(tmp_path / "z.zarr") as part:
+            threading.Thread(target=go_on, args=(part,)).start()
+            time.sleep(0.02)
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        fail()
+    over.wait(5)
+    assert names(tmp_path) == []
 
 
 def test_a_conversion_that_finds_the_disk_full_leaves_nothing_and_the_earlier_store(tmp_path):
