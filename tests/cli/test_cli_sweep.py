@@ -21,8 +21,9 @@ from cli_cases import HELD, trifold_, words
 import trifold
 from trifold.cli import app
 from trifold.cli.config import checked, read_config
-from trifold.cli.sweeping import toml_of
+from trifold.cli.sweeping import _write, toml_of
 from trifold.model import Model
+from trifold.sweeps import Sweep
 
 pytest.importorskip("optuna")
 
@@ -194,3 +195,22 @@ def test_the_costs_on_the_page_about_clusters_follow_from_its_formula():
     for speed, hours, price in rows:
         assert hours == price
         assert float(hours) == pytest.approx(1e9 / 3600 / float(speed.replace(",", "")), rel=0.01)
+
+
+def test_what_a_worker_knew_earlier_does_not_replace_what_another_knew_later(tmp_path):
+    """Of two workers that end at one moment, either may write last."""
+
+    def best(number: int, *states: str) -> Sweep:
+        trials = pd.DataFrame({"number": range(len(states)), "state": states})
+        return Sweep(metric="elbo", value=1.0, number=number, model={}, fit={}, trials=trials)
+
+    def there() -> tuple[list[str], str]:
+        return list(pd.read_csv(tmp_path / "best" / "trials.csv")["state"]), (tmp_path / "best" / "best.toml").read_text().splitlines()[0]
+
+    tables = {"data": {}, "model": {}, "fit": {}}
+    late, early = best(1, "finished", "finished"), best(0, "finished", "running")
+    for found, known in ((early, early), (late, late), (early, late), (late, late)):
+        _write(tmp_path / "best", found, tables, "first")
+        assert there() == (list(known.trials["state"]), f"# Trial {known.number}: elbo 1, on cells that it did not train on.")
+    _write(tmp_path / "best", early, tables, "second")  # of another study, with --force
+    assert there()[0] == ["finished", "running"]

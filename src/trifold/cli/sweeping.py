@@ -19,6 +19,8 @@ from trifold.cli.pairs import pairs, with_blanks
 from trifold.cli.training import prepare, train
 from trifold.data import Schema
 from trifold.errors import SpecError
+from trifold.folders import alone
+from trifold.outputs import writing
 from trifold.sweeps import Sweep, sweep
 from trifold.sweeps.space import Space, space_of
 
@@ -156,12 +158,26 @@ def _require_values(tables: Tables, space: Space) -> None:
 
 
 def _require_ours(out: Path, study: str | None, *, force: bool) -> None:
-    try:
-        there = json.loads((out / _KEPT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        there = None
-    if study is None or there != {"study": study}:
+    if not _ours(out, study):
         require_free(out, force=force)
+
+
+def _ours(out: Path, study: str | None) -> bool:
+    """Whether a worker of the same study wrote to a folder."""
+    try:
+        return study is not None and json.loads((out / _KEPT).read_text(encoding="utf-8")) == {"study": study}
+    except (OSError, ValueError):
+        return False
+
+
+def _ended(trials: Path) -> int:
+    """How many trials of a table have ended; 0 where there is none."""
+    import pandas as pd
+
+    try:
+        return int((pd.read_csv(trials)["state"] != "running").sum())
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 @contextmanager
@@ -179,13 +195,18 @@ def _terminated() -> Iterator[None]:
 
 
 def _write(out: Path, best: Sweep, given: Tables, study: str | None) -> Path:
-    """The tables of the best trial, and all trials."""
+    """The tables of the best trial, and all trials, unless another worker of the study has written what it knew later."""
     chosen = {name: value for name, value in best.fit.items() if name != "hold_out"}
     tables = {**given, "model": {**given["model"], **best.model}, "fit": {**given["fit"], **chosen}}
     head = f"# Trial {best.number}: {best.metric} {best.value:.6g}, on cells that it did not train on.\n"
-    write(out / _KEPT, lambda part: part.write_text(json.dumps({"study": study}) + "\n", encoding="utf-8"))
-    write(out / "trials.csv", lambda part: best.trials.to_csv(part, index=False))
-    return write(out / "best.toml", lambda part: part.write_text(head + toml_of(tables), encoding="utf-8"))
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with alone(out):
+        if not _ours(out, study) or _ended(out / "trials.csv") <= int((best.trials["state"] != "running").sum()):
+            write(out / _KEPT, lambda part: part.write_text(json.dumps({"study": study}) + "\n", encoding="utf-8"))
+            write(out / "trials.csv", lambda part: best.trials.to_csv(part, index=False))
+            write(out / "best.toml", lambda part: part.write_text(head + toml_of(tables), encoding="utf-8"))
+    return out / "best.toml"
 
 
 def _say(row: Mapping[str, Any], names: Sequence[str]) -> None:
