@@ -41,7 +41,7 @@ fuzz: $(READY)
 scorecard: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scorecard.py $(if $(PEER),--peer $(PEER))
 
-# docs/reliability.md from the results of scorecard, kills, soak, fuzz and limits.
+# docs/reliability.md from the results of scorecard, kills, soak, fuzz, limits and durability.
 reliability: $(READY)
 	$(BIN)/python benchmarks/scorecard_page.py
 

@@ -1,4 +1,4 @@
-"""Writes docs/reliability.md from the results of scorecard.py, kills.py, soak.py, fuzz.py and limits.py; measures nothing.
+"""Writes docs/reliability.md from the results of scorecard.py, kills.py, soak.py, fuzz.py, limits.py and durability.py; measures nothing.
 
 python benchmarks/scorecard_page.py
 """
@@ -120,6 +120,7 @@ def limits() -> list[str]:
     found = rows("limits.csv")
     few, many = ([r for r in found if r["item"] == "L8"][k] for k in (0, -1))
     small, large = ([r for r in found if r["item"] == "L9"][k] for k in (0, -1))
+    cycles = {r["what"]: r["detail"] for r in rows("durability.csv") if r["item"] == "L7"}
     return [
         "\n## Limits",
         "",
@@ -128,6 +129,10 @@ def limits() -> list[str]:
         f"{float(few['MMD ms']):.1f} ms; losses are finite. Curvature of a decoder of {int(large['count']):,} genes holds "
         f"{float(large['MB above']):.0f} MB above the model, of {int(small['count']):,} genes {float(small['MB above']):.0f} MB (the "
         f"weights themselves are {float(large['weights MB']):.0f} and {float(small['weights MB']):.0f} MB).",
+        "",
+        "`benchmarks/durability.py`, fit, save, load and predict again and again: "
+        + "; ".join(f"{what}: {found}" for what, found in cycles.items())
+        + ".",
         "",
         "What is promised about files of others, and what is not: [SECURITY.md](../SECURITY.md).",
     ]
