@@ -23,11 +23,12 @@ AGAIN = "Write the data again with anndata."
 _MOST = {"gzip": 1032, "zlib": 1032, "lzf": 88}  # bytes that one byte can unfold to, by the format
 _STEP, _PART = 2**20, 2**16  # bytes unfolded, and bytes given, at once
 _ZSTD_BLOCK = 128 * 2**10  # bytes that one block of zstd unfolds to at most
+Bytes = bytes | memoryview
 _H5Packing = tuple[int, str, tuple[int, ...], int]
 _FILTERS = {1: "zlib", 32000: "lzf"}  # those of HDF5 that pack
 
 
-def require_packed(codec: str, data: bytes, most: int, at: str) -> None:
+def require_packed(codec: str, data: Bytes, most: int, at: str) -> None:
     """Refuse a packed chunk that unfolds to more than it should.
 
     blosc, lz4 and zstd say how much they hold, and decoders hold them to it; the others are unfolded piece by piece and thrown away, where
@@ -55,10 +56,10 @@ def require_packed(codec: str, data: bytes, most: int, at: str) -> None:
         )
 
 
-def _stream(decoder: Callable[[], Any], again: bool) -> Callable[[bytes, int], int]:
+def _stream(decoder: Callable[[], Any], again: bool) -> Callable[[Bytes, int], int]:
     """Bytes in a stream, or streams one after the other, counted until there are more than ``most``."""
 
-    def held(data: bytes, most: int) -> int:
+    def held(data: Bytes, most: int) -> int:
         found, one = 0, decoder()
         for k in range(0, len(data), _PART):
             part = data[k : k + _PART]
@@ -77,7 +78,7 @@ def _stream(decoder: Callable[[], Any], again: bool) -> Callable[[bytes, int], i
     return held
 
 
-def _zstd(data: bytes, most: int) -> int:
+def _zstd(data: Bytes, most: int) -> int:
     """Bytes in frames of zstd: what each says, else what its blocks can hold at most (RFC 8878, section 3.1.1)."""
     found = k = 0
     while k < len(data) and found <= most:
@@ -105,7 +106,7 @@ def _zstd(data: bytes, most: int) -> int:
     return found
 
 
-def _lzf(data: bytes, most: int) -> int:
+def _lzf(data: Bytes, most: int) -> int:
     found = k = 0
     while k < len(data) and found <= most:
         head = data[k]
@@ -120,7 +121,7 @@ def _lzf(data: bytes, most: int) -> int:
     return found
 
 
-_HELD: dict[str, Callable[[bytes, int], int]] = {
+_HELD: dict[str, Callable[[Bytes, int], int]] = {
     "blosc": lambda data, most: struct.unpack_from("<I", data, 4)[0],
     "lz4": lambda data, most: struct.unpack_from("<I", data)[0],
     "zstd": _zstd,
@@ -266,7 +267,7 @@ class Packing:
     index: int = 0
     first: bool = False
 
-    def require(self, data: bytes, at: str) -> None:
+    def require(self, data: Bytes, at: str) -> None:
         """Refuse a chunk, or a whole shard, that unfolds to more than it should.
 
         Raises:
@@ -282,7 +283,7 @@ class Packing:
             if offset != 2**64 - 1:
                 self._require(data[offset : offset + length], at)
 
-    def require_part(self, data: bytes, at: str, start: int | None) -> None:
+    def require_part(self, data: Bytes, at: str, start: int | None) -> None:
         """Refuse one chunk of a shard.
 
         Args:
@@ -297,7 +298,7 @@ class Packing:
         if self.inner is not None and not is_list:
             self._require(data, at)
 
-    def _require(self, data: bytes, at: str) -> None:
+    def _require(self, data: Bytes, at: str) -> None:
         data = data[:-4] if self.summed else data
         if self.codec is not None:
             require_packed(self.codec, data, max(FREE, RATIO * len(data)) if self.text else self.most, at)

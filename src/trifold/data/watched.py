@@ -149,11 +149,11 @@ class Described:
             packing = self._packings.get(place)
         if packing is None or not (packing.codec or packing.text):
             return
-        at = repr(f"{self._path}/{key}")
+        at, data = repr(f"{self._path}/{key}"), memoryview(value.as_numpy_array())  # no copy
         if byte_range is None:
-            packing.require(value.to_bytes(), at)
+            packing.require(data, at)
         else:
-            packing.require_part(value.to_bytes(), at, getattr(byte_range, "start", None))
+            packing.require_part(data, at, getattr(byte_range, "start", None))
 
     def require_whole(self, element: Any) -> None:
         """Refuse a group or array that claims more than is stored of it, before it is read whole.
