@@ -14,16 +14,20 @@ import anndata
 import h5py
 import numpy as np
 import torch
-from scorecard_scvi_study import CELLS, QUIET, Answer, fitted, refused, study, works
+from scorecard_scvi_study import CELLS, QUIET, Answer, finite_weights, fitted, refused, study, untrained, works
 from scvi.model import SCVI
 
 # -- C. training ---------------------------------------------------------------------------------------------------------------------
 
 
+def with_weights(got: Answer, model: SCVI) -> Answer:
+    """The answer, and whether the weights are finite still, as item 43 asks."""
+    state = finite_weights(model)
+    return int(got[0] and state), f"{got[1]}; weights {'finite' if state else 'NaN'}"
+
+
 def item_43() -> Answer:
-    a = study()
-    SCVI.setup_anndata(a, layer="counts", batch_key="condition")
-    model = SCVI(a, n_latent=3, n_hidden=8)
+    model = untrained(study())
     plain, calls = model.module.loss, [0]
 
     def poisoned(*args: Any, **kwargs: Any) -> Any:
@@ -35,23 +39,17 @@ def item_43() -> Answer:
 
     model.module.loss = poisoned
     got = refused(lambda: model.train(**QUIET), "step|term|loss", before_training=False)
-    state = all(bool(torch.isfinite(t).all()) for t in model.module.state_dict().values() if t.is_floating_point())
-    return int(got[0] and state), f"{got[1]}; weights {'finite' if state else 'NaN'}"
+    return with_weights(got, model)
 
 
 def item_44() -> Answer:
-    a = study()
-    SCVI.setup_anndata(a, layer="counts", batch_key="condition")
-    model = SCVI(a, n_latent=3, n_hidden=8)
+    model = untrained(study())
     got = refused(lambda: model.train(**{**QUIET, "max_epochs": 20}, plan_kwargs={"lr": 1e3}), "step|lr", before_training=False)
-    state = all(bool(torch.isfinite(t).all()) for t in model.module.state_dict().values() if t.is_floating_point())
-    return int(got[0] and state), f"{got[1]}; weights {'finite' if state else 'NaN'}"
+    return with_weights(got, model)
 
 
 def item_45() -> Answer:
-    a = study()
-    SCVI.setup_anndata(a, layer="counts", batch_key="condition")
-    model = SCVI(a, n_latent=3, n_hidden=8)
+    model = untrained(study())
     plain, calls = model.module.loss, [0]
 
     def stopped(*args: Any, **kwargs: Any) -> Any:

@@ -58,19 +58,25 @@ def with_value(value: float) -> anndata.AnnData:
     return study(sp.csr_matrix(x))
 
 
-def fitted(
-    a: anndata.AnnData, *, layer: str | None = "counts", train: dict | None = None, setup: dict | None = None, **options: Any
-) -> SCVI:
-    """Set-up and two epochs."""
+def untrained(a: anndata.AnnData, *, layer: str | None = "counts", setup: dict | None = None, **options: Any) -> SCVI:
+    """Set-up and the model."""
     SCVI.setup_anndata(a, **{"layer": layer, "batch_key": "condition", **(setup or {})})
-    model = SCVI(a, n_latent=3, n_hidden=8, **options)
+    return SCVI(a, n_latent=3, n_hidden=8, **options)
+
+
+def fitted(a: anndata.AnnData, *, train: dict | None = None, **options: Any) -> SCVI:
+    """Set-up and two epochs."""
+    model = untrained(a, **options)
     model.train(**{**QUIET, **(train or {})})
     return model
 
 
+def finite_weights(model: SCVI) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in model.module.state_dict().values() if t.is_floating_point())
+
+
 def finite(model: SCVI, a: anndata.AnnData | None = None) -> bool:
-    weights = all(bool(torch.isfinite(t).all()) for t in model.module.state_dict().values() if t.is_floating_point())
-    return weights and bool(np.isfinite(model.get_latent_representation(a)).all())
+    return finite_weights(model) and bool(np.isfinite(model.get_latent_representation(a)).all())
 
 
 # -- how an outcome is judged --------------------------------------------------------------------------------------------------------

@@ -225,10 +225,11 @@ def _format(found: dict[str, Any], path: Path, what: str) -> int:
         raise FormatError(f"{MANIFEST} of {str(path)!r} must give the format as a whole number from 1; found {found['format']!r}. {COPY}")
     if found["format"] > FORMAT:
         needs = found.get("needs")
-        least = f">={needs}" if isinstance(needs, str) and re.fullmatch(r"\d{1,6}(\.\d{1,6}){0,3}", needs) else ""
+        known = isinstance(needs, str) and re.fullmatch(r"\d{1,6}(\.\d{1,6}){0,3}", needs)
+        version, package = (f">= {needs}", f"trifold>={needs}") if known else ("of a later version", "trifold")
         raise FormatError(
-            f"{what} {str(path)!r} has format {found['format']}; this trifold reads {FORMAT}. It needs trifold "
-            f"{'>= ' + least[2:] if least else 'of a later version'}. Type: pip install -U 'trifold{least}'"
+            f"{what} {str(path)!r} has format {found['format']}; this trifold reads {FORMAT}. It needs trifold {version}. "
+            f"Type: pip install -U {package!r}"
         )
     return found["format"]
 
@@ -240,11 +241,11 @@ def _manifest(path: Path, names: Sequence[str], what: str, format: int = FORMAT)
             f"{what} {str(path)!r} has format {found['format']}, of an earlier trifold; this one reads {format}. "
             f"Rewrite a run by typing: trifold migrate {path}; finish a checkpoint with the trifold that wrote it, or begin anew."
         )
-    keys = ["format", "needs", "files", "tensors"] if format > 1 else ["format", "files", "tensors"]
-    kinds = {"format": int, "needs": str, "files": dict, "tensors": dict}
-    if sorted(found) != sorted(keys) or not all(isinstance(found[key], kinds[key]) for key in keys) or set(found["files"]) != set(names):
+    kinds = {"format": int, **({"needs": str} if format > 1 else {}), "files": dict, "tensors": dict}
+    fits = found.keys() == kinds.keys() and all(isinstance(found[key], kind) for key, kind in kinds.items())
+    if not fits or found["files"].keys() != set(names):
         raise FormatError(
-            f"{MANIFEST} of {str(path)!r} must hold {', '.join(keys)}, with the files {', '.join(names)}; found {listing(found)}. {COPY}"
+            f"{MANIFEST} of {str(path)!r} must hold {', '.join(kinds)}, with the files {', '.join(names)}; found {listing(found)}. {COPY}"
         )
     return found
 

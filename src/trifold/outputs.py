@@ -108,8 +108,8 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if old.exists() and not path.exists():
             os.rename(old, path)
-        for gone in (part, old):
-            _remove(gone)
+        _remove(old)
+        _abandon(part)
 
 
 @contextmanager
@@ -149,9 +149,8 @@ def write_h5ad(adata: Any, path: Path) -> None:
     from anndata.io import write_elem
 
     adata.strings_to_categoricals()
-    with h5_file(path) as (file, require):
+    with h5_file(path) as (file, _):
         write_elem(file, "/", adata)
-        require()
 
 
 class Kept(io.RawIOBase):
@@ -256,14 +255,18 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder; a folder until it stays away, since after an error zarr's other threads go on writing for a moment."""
-    if not path.is_dir():
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
         path.unlink(missing_ok=True)
-        return
-    away = 0
-    for _ in range(_TRIES):
+
+
+def _abandon(path: Path) -> None:
+    """Remove what was not finished; a folder until it stays away, since after an error zarr's other threads go on for a moment."""
+    tries, away = (_TRIES if path.is_dir() else 1), 0
+    for _ in range(tries):
         away = 0 if path.exists() else away + 1
         if away == _AWAY:
             return
-        shutil.rmtree(path, ignore_errors=True)
-        time.sleep(_PAUSE)
+        _remove(path)
+        time.sleep(_PAUSE if tries > 1 else 0)

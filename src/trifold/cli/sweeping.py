@@ -170,12 +170,17 @@ def _ours(out: Path, study: str | None) -> bool:
         return False
 
 
-def _ended(trials: Path) -> int:
-    """How many trials of a table have ended; 0 where there is none."""
+def _ended(trials: Any) -> int:
+    """How many trials of a table have ended.
+
+    Args:
+        trials: The table, or the path of its CSV file; 0 where there is none.
+    """
     import pandas as pd
 
     try:
-        return int((pd.read_csv(trials)["state"] != "running").sum())
+        table = pd.read_csv(trials) if isinstance(trials, Path) else trials
+        return int((table["state"] != "running").sum())
     except (OSError, ValueError, KeyError):
         return 0
 
@@ -202,7 +207,7 @@ def _write(out: Path, best: Sweep, given: Tables, study: str | None) -> Path:
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with alone(out):
-        if not _ours(out, study) or _ended(out / "trials.csv") <= int((best.trials["state"] != "running").sum()):
+        if not _ours(out, study) or _ended(out / "trials.csv") <= _ended(best.trials):
             write(out / _KEPT, lambda part: part.write_text(json.dumps({"study": study}) + "\n", encoding="utf-8"))
             write(out / "trials.csv", lambda part: best.trials.to_csv(part, index=False))
             write(out / "best.toml", lambda part: part.write_text(head + toml_of(tables), encoding="utf-8"))

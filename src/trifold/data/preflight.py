@@ -221,8 +221,7 @@ def require_array(found: dict[str, Any], path: str) -> list[tuple[int, str]]:
     """
     if "shape" not in found:
         return []
-    codecs = [*_listed(found.get("filters")), found.get("compressor"), *_listed(found.get("codecs"))]
-    for codec in _all(codecs):
+    for codec in _all(_codecs(found)):
         if codec.removeprefix("numcodecs.") not in _CODECS:
             raise DataError(
                 f"{path!r} is packed with the codec {codec!r}, which is not read: it may run code or is unknown. Read the folder with the "
@@ -246,7 +245,7 @@ def packing_of_array(found: dict[str, Any], path: str) -> Packing:
     Raises:
         DataError: Codecs one upon another, or shards that are damaged.
     """
-    codecs = [c for c in (*_listed(found.get("filters")), found.get("compressor"), *_listed(found.get("codecs"))) if c is not None]
+    codecs = _codecs(found)
     names = _plain(codecs, "codecs" in found)
     chunk = _chunk(found)
     shard: dict[str, Any] = {}
@@ -326,6 +325,12 @@ def _members(found: Any, path: str) -> list[tuple[int, str]]:
 
 def _listed(found: Any) -> list[Any]:
     return list(found) if isinstance(found, (list, tuple)) else [] if found is None else [found]
+
+
+def _codecs(found: dict[str, Any]) -> list[Any]:
+    """Those that a description names, in the order of writing."""
+    said = (*_listed(found.get("filters")), found.get("compressor"), *_listed(found.get("codecs")))
+    return [codec for codec in said if codec is not None]
 
 
 def _all(codecs: Iterable[Any]) -> Iterable[str]:
