@@ -59,6 +59,7 @@ def item_45() -> Answer:
         return plain(*args, **kwargs)
 
     model.module.loss = stopped
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what it starts in the background
     try:
         model.train(**QUIET)
         end = "train returned as if it had finished"
